@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import polars as pl
 
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.foreign.written import written_into
+from traces.foreign.written import Imported, written_into
 from traces.kineto.read import TraceTables, read_trace, skipped_text
 from traces.kineto.stream import LIMIT_BYTES
 from traces.recording.manifest import check_free
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig
-from traces.schema.formats import listed
+from traces.schema.formats import counted, listed, number
 
 
 def import_traces(
@@ -33,8 +33,8 @@ def import_traces(
     *,
     limit_bytes: int = LIMIT_BYTES,
     on_file: Callable[[Path], None] | None = None,
-) -> list[TraceTables]:
-    """Read traces into the recording `folder`; return what was read, by rank.
+) -> Imported:
+    """Read traces into the recording `folder`; return what was read, `files` by rank.
 
     A rank comes from the trace, else from the file's place among those given. `limit_bytes`
     holds for each file, `on_file` is told each before it is read. Raises TraceError for a file
@@ -51,20 +51,52 @@ def import_traces(
     engine = _engine(traces)
     key = engine.key()
     steps = step_rows(max(traces, key=lambda trace: len(trace.steps)))
+    notes = _notes(traces)
     with written_into(folder) as tables:
         tables.add("kernels", pl.concat([trace.kernels for trace in traces]), engine=key)
         tables.add("steps", pl.DataFrame(steps, schema=TABLES["steps"]), engine=key)
         windows = pl.DataFrame([*map(_window_row, traces)], schema=TABLES["events"])
         tables.add("events", windows, engine=key, kind="window")
-        tables.finish(
+        tables.finish_one(
             {"format": "PyTorch profiler", "files": [_provenance(trace) for trace in traces]},
-            [(key, note) for note in remarks(traces)],
-            engines={key: engine},
+            notes,
+            engine,
         )
-    return traces
+    facts = [_facts(trace) for trace in traces]
+    return Imported(
+        head=f"PyTorch profiler: {counted(len(traces), 'file')}",
+        rows=[("file", "rank", "steps", "kernels", "window", "idle"), *map(_cells, facts)],
+        facts={"files": facts},
+        files=traces,
+        notes=tuple(notes),
+    )
 
 
-def remarks(traces: Sequence[TraceTables]) -> list[str]:
+def _facts(trace: TraceTables) -> dict[str, Any]:
+    """Return what one file held; `kernels` counts device events, or operators on a CPU."""
+    window = trace.window
+    return {
+        "file": trace.path.name,
+        "rank": trace.rank,
+        "world_size": trace.world_size,
+        "device": trace.device_name,
+        "events": trace.events,
+        "steps": len(trace.steps),
+        "kernels": int(trace.kernels["count"].sum()),
+        "window_s": (window.end_ns - window.start_ns) / 1e9,
+        "busy_s": window.busy_ns / 1e9,
+        "idle_s": window.idle_ns / 1e9,
+        "skipped": dict(trace.skipped),
+    }
+
+
+def _cells(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (f"{facts[name]:,}" for name in ("steps", "kernels"))
+    times = (number(facts[name], "s") for name in ("window_s", "idle_s"))
+    return facts["file"][-34:], str(facts["rank"]), *counts, *times
+
+
+def _notes(traces: Sequence[TraceTables]) -> list[str]:
     """Return in one line each what a reader must know: skipped events, cuts, unlike ranks."""
     names = listed([trace.path.name for trace in traces], 4)
     lines = [f"imported from profiler traces: {names}"]

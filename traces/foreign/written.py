@@ -13,11 +13,32 @@ from typing import Any
 import polars as pl
 
 from traces.errors import RecordingError
+from traces.foreign.values import Skipped, models_named
 from traces.recording import checksums
 from traces.recording.manifest import Manifest, check_free, make_folder
 from traces.recording.parts import list_parts, whole_part, write_part
 from traces.recording.tables import in_table
 from traces.recording.writer import read_clocks
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.tts.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What an import found: a line, `rows` of cells, notes, and `facts`, the numbers by name.
+
+    `files` is what was read of each file, `skipped` what was left out of a single one.
+    """
+
+    head: str
+    rows: Sequence[tuple[str, ...]] = ()
+    facts: Mapping[str, Any]
+    files: Sequence[Any] = ()
+    skipped: Skipped = field(default_factory=lambda: Skipped(unit="line"))
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.facts, "notes": list(self.notes)}
 
 
 @dataclass
@@ -76,6 +97,25 @@ class Written:
             complete=True,
             **facts,
         ).write(self.folder)
+
+    def finish_one(
+        self,
+        imported: Mapping[str, Any],
+        notes: Iterable[str],
+        engine: EngineConfig,
+        policy: Policy | None = None,
+        model: ModelFacts | None = None,
+        **facts: Any,
+    ) -> None:
+        """Do as `finish` does for one engine and its model, and one policy or none."""
+        self.finish(
+            imported,
+            [(engine.key(), note) for note in notes],
+            engines={engine.key(): engine},
+            policies={} if policy is None else {policy.key(): policy},
+            models=models_named(model, engine),
+            **facts,
+        )
 
     def undo(self) -> None:
         """Remove what was written, so that the folder holds no half of a recording."""

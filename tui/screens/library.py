@@ -6,18 +6,17 @@ import contextlib
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.foreign.kinds import files_in, kind_of
+from traces.foreign.written import Imported
 from traces.recording import checksums
 from traces.recording.manifest import NAME
 from traces.recording.reader import find_recordings
 from traces.recording.tables import TABLES
-from traces.schema.formats import counted, number
 
 HIGHEST_PRICE = 1_000_000  # USD per device-hour
 
@@ -109,8 +108,7 @@ def import_into(text: str, folder: Path) -> ImportMade:
     Raises UsageError, and what the importers of traces/foreign raise.
     """
     from traces.foreign.evaluations.importer import import_outcomes
-    from traces.foreign.evaluations.reader import Choices
-    from traces.foreign.profiler_traces import import_traces, remarks
+    from traces.foreign.profiler_traces import import_traces
     from traces.foreign.requests.importer import import_requests
     from traces.foreign.source import own_name
     from traces.foreign.steps.bench_forward import import_forwards
@@ -127,25 +125,16 @@ def import_into(text: str, folder: Path) -> ImportMade:
     target, count = folder / name, 2
     while target.exists():
         target, count = folder / f"{name}-{count}", count + 1
-    made: Any
-    if kind == "traces":
-        made = import_traces(paths, target)
-        counts = f"PyTorch profiler: {len(made)} files"
-        return ImportMade(folder=target, told=counts, notes=tuple(remarks(made)[1:]))
-    if kind == "requests":
-        made = import_requests(paths[0], target)
-        counts = f"{counted(made.requests, 'request')} in {number(made.span_s, 's')}"
-    elif kind == "passes":
-        made = import_passes(paths, target)
-        counts = counted(made.steps, "step")
-    elif kind == "forwards":
-        made = import_forwards(paths[0], target)
-        counts = counted(made.cases, "case")
-    else:
-        made = import_outcomes(paths, target, choices=Choices())
-        counts = f"{made.samples:,} samples of {made.problems:,} problems"
-    counts = f"{made.format}: {counts}"
-    return ImportMade(folder=target, told=counts, notes=tuple(made.notes[1:]))
+    importers: dict[str, Callable[..., Imported]] = {
+        "samples": import_outcomes,
+        "traces": import_traces,
+        "passes": import_passes,
+        "requests": import_requests,
+        "forwards": import_forwards,
+    }
+    given = paths[0] if kind in ("requests", "forwards") else paths
+    made = importers[kind](given, target)
+    return ImportMade(folder=target, told=made.head, notes=tuple(made.notes[1:]))
 
 
 def size_bytes(folder: Path) -> int:

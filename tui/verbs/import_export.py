@@ -10,29 +10,29 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler.engines.models.model_facts import given_facts
 from traces.errors import RecordingError, UsageError
-from traces.foreign.evaluations.curve import ImportedCurve, import_curve
-from traces.foreign.evaluations.importer import Imported, import_outcomes
+from traces.foreign.evaluations.curve import import_curve
+from traces.foreign.evaluations.importer import import_outcomes
 from traces.foreign.evaluations.plain import STEP_SCORES
 from traces.foreign.evaluations.reader import Choices, Given, Judge
 from traces.foreign.kinds import files_in, kind_of
-from traces.foreign.power.importer import ImportedPower, import_power
-from traces.foreign.profiler_traces import import_traces, remarks
-from traces.foreign.requests.importer import ImportedRequests, import_requests
+from traces.foreign.power.importer import import_power
+from traces.foreign.profiler_traces import import_traces
+from traces.foreign.requests.importer import import_requests
 from traces.foreign.requests.reader import RequestChoices
-from traces.foreign.steps.bench_forward import ImportedForwards, import_forwards
-from traces.foreign.steps.forward_passes import ImportedPasses, import_passes
+from traces.foreign.steps.bench_forward import import_forwards
+from traces.foreign.steps.forward_passes import import_passes
 from traces.foreign.values import BLOCK_TOKENS
+from traces.foreign.written import Imported
 from traces.kineto.read import TraceTables
 from traces.recording.manifest import NAME as MANIFEST
 from traces.recording.reader import Recording
-from traces.schema.formats import counted, number
 from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
@@ -52,11 +52,6 @@ _NOT_OF_CURVES = (
     "score", "verifier", "no_answer", "same_problems", "step_scores", "run", "block_tokens",
 )  # fmt: skip
 _MOST_PROMPT = 100_000_000
-_COUNTS = ("problems", "samples", "answered", "judged")
-_REQUEST_COUNTS = (
-    "requests", "measured", "failed", "span_s", "prompt_tokens", "output_tokens",
-)  # fmt: skip
-Shown = tuple[dict[str, Any], list[str]]  # the document of --json, and the lines
 _ENDINGS = {"perfetto": (".json", ".gz"), "mooncake": (".jsonl",)}
 
 
@@ -130,18 +125,33 @@ class Import:
 )
 def import_(asked: Import) -> None:
     """Make a recording of others' profiler traces, samples, requests or forward passes."""
-    files, imported = import_files(asked)
-    document, lines = _IMPORTED[type(imported)](imported, files, asked.output)
+    imported = import_files(asked)
+    document, lines = imported.to_json(), [imported.head] if imported.head else []
+    columns = range(1, len(imported.rows[0])) if imported.rows else ()
+    lines += [f"  {line}" for line in align(imported.rows, right=columns)]
+    if any(isinstance(each, TraceTables) for each in imported.files):
+        times, kernels = _of_kernels(asked.output)
+        document |= times
+        lines += ["", *kernels]
     if asked.as_json:
         say_json({"recording": str(asked.output), **document})
         return
-    notes = remarks(imported) if isinstance(imported, list) else imported.notes
     kept = f"kept in {asked.output}"
-    say_all([*lines, *_notes(notes[1:]), kept, *next_lines("show", asked.output)])
+    say_all([*lines, *_notes(imported.notes[1:]), kept, *next_lines("show", asked.output)])
 
 
-def import_files(asked: Import) -> tuple[list[Path], Any]:
-    """Write the recording; return the files and what their importer says of them.
+def _of_kernels(output: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return where the time of profiler traces went, for --json and in lines."""
+    from traces.summary.run import summarise, to_plain
+    from tui.text.recordings.kernels import kernel_lines
+
+    (run,) = summarise(Recording.open(output))
+    names = ("time_by_family", "collectives", "device_time")
+    return {name: to_plain(getattr(run, name)) for name in names}, kernel_lines(run)
+
+
+def import_files(asked: Import) -> Imported:
+    """Write the recording; return what the importer of the files found.
 
     Raises UsageError for options that the kind of file has no use for.
     """
@@ -149,10 +159,10 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
         raise UsageError(f"--limit must be above 0 and finite, not {asked.limit:g}")
     limit = int(asked.limit * 1e9)
     if asked.power is not None:
-        return list(asked.files), _joined(asked, asked.power, limit)
+        return _joined(asked, asked.power, limit)
     _check_alone(asked)
     if asked.curve:
-        return list(asked.files), _curve(asked, limit)
+        return _curve(asked, limit)
     files = files_in(asked.files)
     kind = kind_of(files)
     _check_kind(asked, kind, files[0])
@@ -165,7 +175,6 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
         def on_file(path: Path) -> None:
             bar.update(task, description=path.name, completed=next(begun))
 
-        imported: Any
         if kind == "passes":
             imported = import_passes(files, asked.output, **of_model, on_file=on_file)
         elif kind == "forwards":
@@ -190,7 +199,7 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
                 record_text=asked.record_text,
                 on_file=on_file,
             )
-    return files, imported
+    return imported
 
 
 def _choices(asked: Import, prompt_column: str | None, limit_bytes: int) -> Choices:
@@ -245,7 +254,7 @@ def _check_kind(asked: Import, kind: str, first: Path) -> None:
             raise UsageError(f"{flag} must be at least 1, not {count}")
 
 
-def _curve(asked: Import, limit_bytes: int) -> ImportedCurve:
+def _curve(asked: Import, limit_bytes: int) -> Imported:
     """Import a curve. Raises UsageError for options that it has no use for."""
     if len(asked.files) != 1:
         raise UsageError("--curve: give one file. Curves of several models are imported by one")
@@ -266,7 +275,7 @@ def _curve(asked: Import, limit_bytes: int) -> ImportedCurve:
     )
 
 
-def _joined(asked: Import, path: Path, limit_bytes: int) -> ImportedPower:
+def _joined(asked: Import, path: Path, limit_bytes: int) -> Imported:
     """Join a recording with power readings. Raises UsageError for what is no recording."""
     others = (*_OF_SAMPLES, *_OF_CURVES, "run", "block_tokens", "record_text", "curve")
     _refuse(asked, others, "is for files of others, and --power joins a recording")
@@ -337,186 +346,8 @@ def _judge(chosen: Verifier) -> Judge:
     return judge
 
 
-def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
-    samples, problems = counted(imported.samples, "sample"), counted(imported.problems, "problem")
-    lines = [f"{imported.format}: {samples} of {problems}"]
-    for what, count in (("with an answer", imported.answered), ("right or wrong", imported.judged)):
-        lines.append(f"  {what:<16}{count:>10,}")
-    document = {
-        "format": imported.format,
-        "files": [
-            {
-                "file": each.path.name,
-                "samples": each.samples,
-                "skipped": each.skipped.counts,
-                "notes": each.facts.notes,
-            }
-            for each in imported.files
-        ],
-        **{name: getattr(imported, name) for name in _COUNTS},
-        "notes": list(imported.notes[1:]),
-    }
-    return document, lines
-
-
-def _curve_shown(imported: ImportedCurve, files: Sequence[Path], output: Path) -> Shown:
-    curve = imported.curve
-    lines = [
-        f"{imported.format}: {counted(len(curve.points), 'point')}, votes of up to "
-        f"{counted(curve.most, 'sample')}, {counted(curve.problems, 'problem')}"
-    ]
-    document = {
-        "format": imported.format,
-        "file": files[0].name,
-        **curve.to_json(),
-        "notes": list(imported.notes[1:]),
-    }
-    return document, lines
-
-
-def _requests(imported: ImportedRequests, files: Sequence[Path], output: Path) -> Shown:
-    rows = [
-        ("tokens of prompt", f"{imported.prompt_tokens:,}"),
-        ("tokens of output", f"{imported.output_tokens:,}"),
-        ("with measured times", f"{imported.measured:,}"),
-        ("failed or cut off", f"{imported.failed:,}"),
-    ]
-    lines = [
-        f"{imported.format}: {counted(imported.requests, 'request')} "
-        f"in {number(imported.span_s, 's')}",
-        *(f"  {line}" for line in align(rows, right=(1,))),
-    ]
-    document = {
-        "format": imported.format,
-        "file": files[0].name,
-        **{name: getattr(imported, name) for name in _REQUEST_COUNTS},
-        "skipped": imported.skipped.counts,
-        "notes": list(imported.notes),
-    }
-    return document, lines
-
-
-def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Shown:
-    rows: list[tuple[str, ...]] = [("engine", "steps", "lost", "heartbeats", "span")]
-    for each in imported.engines:
-        lost = "sampled" if each.sampled else f"{each.lost:,}"
-        name = each.name if len(each.name) <= 40 else f"...{each.name[-37:]}"
-        rows.append(
-            (name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", number(each.span_s, "s"))
-        )
-    engines = counted(len(imported.engines), "engine")
-    lines = [
-        f"{imported.format}: {counted(imported.steps, 'step')} of {engines}",
-        *align(rows, right=(1, 2, 3, 4)),
-    ]
-    document = {
-        "format": imported.format,
-        "files": [path.name for path in files],
-        "steps": imported.steps,
-        "engines": [vars(engine) for engine in imported.engines],
-        "skipped": imported.skipped.counts,
-        "notes": list(imported.notes[1:]),
-    }
-    return document, lines
-
-
-def _forwards(imported: ImportedForwards, files: Sequence[Path], output: Path) -> Shown:
-    cases, gpus = counted(imported.cases, "case"), counted(imported.ranks, "GPU")
-    lines = [f"{imported.format}: {cases} on {gpus}"]
-    document = {
-        "format": imported.format,
-        "file": files[0].name,
-        "cases": imported.cases,
-        "ranks": imported.ranks,
-        "notes": list(imported.notes[1:]),
-    }
-    return document, lines
-
-
-def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Shown:
-    rows = [(name, f"{count:,}") for name, count in imported.gpus.items()]
-    rows += [("energy", number(imported.joules, "J")), ("mean power", number(imported.mean_w, "W"))]
-    count = sum(imported.gpus.values())
-    lines = [
-        f"{imported.format}: {counted(count, 'reading')} of {counted(len(imported.gpus), 'GPU')} "
-        f"in a run of {number(imported.run_s, 's')}",
-        *(f"  {line}" for line in align(rows, right=(1,))),
-    ]
-    document = {
-        "of": str(files[0]),
-        "format": imported.format,
-        "gpus": imported.gpus,
-        "outside": imported.outside,
-        "run_s": imported.run_s,
-        "energy_j": imported.joules,
-        "mean_w": imported.mean_w,
-        "reason": imported.reason,
-        "skipped": imported.skipped.counts,
-        "notes": list(imported.notes),
-    }
-    return document, lines
-
-
-def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> Shown:
-    from traces.summary.run import summarise, to_plain
-    from tui.text.recordings.kernels import kernel_lines
-
-    (run,) = summarise(Recording.open(output))
-    plain = [_file(trace) for trace in traces]
-    rows: list[tuple[str, ...]] = [("file", "rank", "steps", "kernels", "window", "idle")]
-    rows += [
-        (
-            trace.path.name[-34:],
-            str(trace.rank),
-            f"{len(trace.steps):,}",
-            f"{facts['kernels']:,}",
-            number(facts["window_s"], "s"),
-            number(facts["idle_s"], "s"),
-        )
-        for trace, facts in zip(traces, plain, strict=True)
-    ]
-    document = {
-        "files": plain,
-        "notes": remarks(traces)[1:],
-        "time_by_family": to_plain(run.time_by_family),
-        "collectives": to_plain(run.collectives),
-        "device_time": to_plain(run.device_time),
-    }
-    lines = [*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)]
-    return document, lines
-
-
 def _notes(notes: Sequence[str]) -> list[str]:
     return labelled((("!", note) for note in notes), width=80, indent=2)
-
-
-def _file(trace: TraceTables) -> dict[str, Any]:
-    """Return what one file held; `kernels` counts device events, or operators on a CPU."""
-    window = trace.window
-    return {
-        "file": trace.path.name,
-        "rank": trace.rank,
-        "world_size": trace.world_size,
-        "device": trace.device_name,
-        "events": trace.events,
-        "steps": len(trace.steps),
-        "kernels": int(trace.kernels["count"].sum()),
-        "window_s": (window.end_ns - window.start_ns) / 1e9,
-        "busy_s": window.busy_ns / 1e9,
-        "idle_s": window.idle_ns / 1e9,
-        "skipped": dict(trace.skipped),
-    }
-
-
-_IMPORTED: dict[type, Callable[[Any, Sequence[Path], Path], Shown]] = {
-    Imported: _outcomes,
-    ImportedCurve: _curve_shown,
-    ImportedRequests: _requests,
-    ImportedForwards: _forwards,
-    ImportedPasses: _passes,
-    ImportedPower: _power,
-    list: _traces,
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ def test_fuzz(cases, real, tmp_path):
             raise
         skipped = [each.skipped for each in found.files] if cases is CASES else [found.skipped]
         outcomes["told" if any(each.counts for each in skipped) else "read"] += 1
-        count = found.samples if cases is CASES else found.requests
+        count = found.facts["samples"] if cases is CASES else found.facts["requests"]
         assert recording.samples.height == count > 0
         unique = pl.struct("problem_id", "sample_index").is_unique().all()
         assert recording.samples.select(unique).item() or cases is REQUEST_CASES

@@ -34,8 +34,8 @@ def decoding(counters, **changes):
 
 def test_a_workers_files_are_one_engine_in_the_order_of_their_records(tmp_path):
     found = import_passes(FULL[::-1], tmp_path / "rec")
-    (engine,) = found.engines
-    assert (engine.steps, engine.lost, engine.heartbeats) == (400, 0, 0)
+    (engine,) = found.facts["engines"]
+    assert (engine["steps"], engine["lost"], engine["heartbeats"]) == (400, 0, 0)
     steps = Recording.open(tmp_path / "rec").steps
     assert steps["step"].to_list() == list(range(400))
     assert steps["end"].is_sorted()
@@ -51,7 +51,7 @@ def test_a_folder_holds_all_its_workers(tmp_path):
     assert kind_of(files) == "passes"
     found = import_passes(files, tmp_path / "rec")
     recording = Recording.open(tmp_path / "rec")
-    assert [engine.steps for engine in found.engines] == [400, 29]
+    assert [engine["steps"] for engine in found.facts["engines"]] == [400, 29]
     assert len(recording.manifest.engines) == 2
     assert [run.steps for run in summarise(recording)] == [400, 29]
     assert not recording.manifest.dropped  # what was sampled is not lost
@@ -70,14 +70,14 @@ def test_records_without_an_envelope_or_a_time_are_read(tmp_path):
     bare = written(tmp_path / "b.jsonl", [each["event"] for each in decoding(range(3))])
     for path in (plain, bare):
         found = import_passes([path], tmp_path / f"rec-{path.stem}")
-        assert found.steps == 3
+        assert found.facts["steps"] == 3
     assert Recording.open(tmp_path / "rec-a").steps["end"].null_count() == 3
 
 
 def test_lost_records_are_counted_and_those_given_twice_are_not(tmp_path):
     one = written(tmp_path / "x.jsonl", decoding([*range(10), *range(15, 20)]))
     found = import_passes([one, one], tmp_path / "rec")
-    assert found.engines[0].lost == 5
+    assert found.facts["engines"][0]["lost"] == 5
     assert Recording.open(tmp_path / "rec").manifest.dropped == {"steps": 5}
     assert Recording.open(tmp_path / "rec").losses
 
@@ -113,7 +113,7 @@ def test_bad_lines_are_skipped_and_named(tmp_path):
         *decoding(range(5, 7)),
     ]
     found = import_passes([written(tmp_path / "x.jsonl", lines)], tmp_path / "rec")
-    assert found.steps == 7
+    assert found.facts["steps"] == 7
     assert sum(found.skipped.counts.values()) == 9
     assert any("another schema version" in reason for reason in found.skipped.counts)
     assert not any("\x1b" in note for note in found.notes)
@@ -141,7 +141,7 @@ def test_a_file_that_was_cut_gives_what_came_before(tmp_path):
     cut = tmp_path / "x.jsonl.gz"
     cut.write_bytes(FULL[0].read_bytes()[:3_000])
     found = import_passes([cut], tmp_path / "rec")
-    assert 50 < found.steps < 250
+    assert 50 < found.facts["steps"] < 250
     assert any("cut off" in note for note in found.notes)
 
 
@@ -168,7 +168,7 @@ def test_bombs_and_other_kinds_are_refused(tmp_path):
 def test_as_many_workers_as_a_recording_holds(tmp_path):
     lines = [enveloped(passed(n, decodes=1, worker_id=f"w{n}")) for n in range(300)]
     found = import_passes([written(tmp_path / "x.jsonl", lines)], tmp_path / "rec")
-    assert len(found.engines) == 256
+    assert len(found.facts["engines"]) == 256
     assert any("left out: 44" in note for note in found.notes)
     assert Recording.open(tmp_path / "rec").steps["engine"].n_unique() == 256
     assert Recording.open(tmp_path / "rec").steps.filter(pl.col("step") > 0).is_empty()

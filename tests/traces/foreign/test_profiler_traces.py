@@ -15,7 +15,7 @@ from benchmarks.made.kineto_files import (
     write,
 )
 from traces.errors import TraceError, UsageError
-from traces.foreign.profiler_traces import import_traces, remarks
+from traces.foreign.profiler_traces import import_traces
 from traces.recording.reader import Recording
 from traces.summary.kernels import WindowSteps, device_time
 from traces.summary.run import summarise
@@ -29,7 +29,7 @@ def rank_file(folder, rank, world=2, events=None):
 
 def test_ranks_make_one_recording(tmp_path):
     paths = [rank_file(tmp_path, 1), rank_file(tmp_path, 0)]
-    traces = import_traces(paths, tmp_path / "r")
+    traces = import_traces(paths, tmp_path / "r").files
     assert [trace.rank for trace in traces] == [0, 1]
     recording = Recording.open(tmp_path / "r")
     assert recording.complete
@@ -60,7 +60,7 @@ def test_ranks_make_one_recording(tmp_path):
 
 def test_files_without_a_rank_take_the_free_ones(tmp_path):
     paths = [rank_file(tmp_path, None), rank_file(tmp_path, 0)]
-    assert [t.path.name for t in import_traces(paths, tmp_path / "r")] == [
+    assert [t.path.name for t in import_traces(paths, tmp_path / "r").files] == [
         "rank0.json.gz",
         "rankNone.json.gz",
     ]
@@ -78,12 +78,10 @@ def test_traces_that_do_not_belong_together(tmp_path):
 
 def test_ranks_with_different_steps_are_told(tmp_path):
     events = [e for e in device_events() if "generation_4" not in e["name"]]
-    traces = import_traces(
+    found = import_traces(
         [rank_file(tmp_path, 0), rank_file(tmp_path, 1, events=events)], tmp_path / "r"
     )
-    assert any(
-        "different numbers of steps (rank 0 2, rank 1 1)" in line for line in remarks(traces)
-    )
+    assert any("different numbers of steps (rank 0 2, rank 1 1)" in line for line in found.notes)
     assert Recording.open(tmp_path / "r").steps.height == 2
     (run,) = summarise(Recording.open(tmp_path / "r"))
     assert any("different numbers of steps" in note for note in run.notes)

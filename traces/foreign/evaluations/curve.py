@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -22,10 +21,11 @@ import msgspec
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations.reader import Given
 from traces.foreign.source import own_name, text_lines
-from traces.foreign.values import finite, models_named, whole_number
-from traces.foreign.written import written_into
+from traces.foreign.values import finite, whole_number
+from traces.foreign.written import Imported, written_into
 from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import counted
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import SPREAD, CurvePoint, PublishedCurve
 
@@ -39,15 +39,6 @@ _Z95 = NormalDist().inv_cdf(0.975)
 _NEEDED = ("n", "accuracy", "tokens")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportedCurve:
-    """What an import of a curve found."""
-
-    format: str
-    curve: PublishedCurve
-    notes: tuple[str, ...]
-
-
 def import_curve(
     path: Path,
     folder: Path,
@@ -57,7 +48,7 @@ def import_curve(
     spread: float | None,
     benchmark: str | None,
     limit_bytes: int,
-) -> ImportedCurve:
+) -> Imported:
     """Read a curve into the recording `folder`; return what was found.
 
     `problems` is how many the averages are over where the file does not say, `spread` the standard
@@ -82,7 +73,12 @@ def import_curve(
     )
     notes = _notes(path, curve, how, assumed=spread is None)
     _write(folder, path, curve, notes, given, benchmark)
-    return ImportedCurve(format=FORMAT, curve=curve, notes=tuple(notes))
+    return Imported(
+        head=f"{FORMAT}: {counted(len(points), 'point')}, votes of up to "
+        f"{counted(curve.most, 'sample')}, {counted(count, 'problem')}",
+        facts={"format": FORMAT, "file": path.name, **curve.to_json()},
+        notes=tuple(notes),
+    )
 
 
 def _short(path: Path, number: int, line: bytes | None) -> bytes:
@@ -266,16 +262,16 @@ def _write(
     engine = EngineConfig(model=given.model_name(), mode="server")
     digest = hashlib.sha256(f"{FORMAT} {name} {curve.problems}".encode()).hexdigest()[:16]
     with written_into(folder) as tables:
-        tables.finish(
+        tables.finish_one(
             {
                 "format": FORMAT,
                 "given": given.to_json(),
                 "files": [{"name": path.name}],
                 "curve": curve.to_json(),
             },
-            [(engine.key(), note) for note in notes],
-            engines={engine.key(): engine},
-            policies={policy.key(): policy},
-            models=models_named(given.facts, engine),
+            notes,
+            engine,
+            policy,
+            given.facts,
             workload=WorkloadFacts(name=name, hash=digest, problems=curve.problems),
         )

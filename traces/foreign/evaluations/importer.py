@@ -33,12 +33,12 @@ from traces.foreign.evaluations.reader import (
 )
 from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Suspect
 from traces.foreign.source import head_of, own_name
-from traces.foreign.values import Skipped, models_named
-from traces.foreign.written import written_into
+from traces.foreign.values import Skipped
+from traces.foreign.written import Imported, written_into
 from traces.plain_text import flag_word
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
-from traces.schema.formats import listed
+from traces.schema.formats import counted, listed
 from traces.schema.tts.policy import Policy
 from traces.summary.problems import MOST_UNTOLD
 
@@ -55,25 +55,19 @@ class ImportedFile:
     skipped: Skipped
     facts: FileFacts
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "skipped": self.skipped.counts,
+            "notes": self.facts.notes,
+        }
+
     def remarks(self) -> list[str]:
         """Return what a reader of the results must know of it."""
         notes = list(self.facts.notes)
         if self.skipped.counts:
             notes.append(f"skipped: {self.skipped.text()}")
         return [f"{self.path.name}: {each}" for each in notes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """What an import found; `judged` counts the samples known to be right or wrong."""
-
-    format: str
-    files: tuple[ImportedFile, ...]
-    problems: int
-    samples: int
-    judged: int
-    answered: int
-    notes: tuple[str, ...]
 
 
 def format_of(path: Path) -> OutcomeFormat | None:
@@ -146,27 +140,33 @@ def import_outcomes(
         )
     joined, joining_notes = _joined(table, files, choices.same_problems)
     limit = _one(files, "max_tokens", given.max_tokens) or None
-    counted = table.count(joined, limit)
-    _check_copied(counted, files)
-    _check_longest(counted, given)
-    differing = list(unlike(counted.samples, counted.most))
-    head, *rest = _notes(chosen, files, counted, given)
+    outcomes = table.count(joined, limit)
+    _check_copied(outcomes, files)
+    _check_longest(outcomes, given)
+    differing = list(unlike(outcomes.samples, outcomes.most))
+    head, *rest = _notes(chosen, files, outcomes, given)
     by = f"answers read and judged by the verifier {choices.verifier}"
     judging = [] if choices.judge is None else [by]
-    notes = [head, *differing, *judging, *_against(counted, files, choices), *joining_notes, *rest]
-    if limit is None and (note := _at_one_length(counted)) is not None:
+    notes = [head, *differing, *judging, *_against(outcomes, files, choices), *joining_notes, *rest]
+    if limit is None and (note := _at_one_length(outcomes)) is not None:
         notes.append(note)
     if late := choices.too_long():
         notes.append(took_too_long(late))
-    _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given, differing)
-    samples = counted.samples
+    _write(folder, chosen, files, outcomes, notes, record_text, choices.verifier, given, differing)
+    samples, problems = outcomes.samples.height, outcomes.problems.height
+    answered, judged = (outcomes.samples[name].count() for name in ("answer", "correct"))
     return Imported(
-        format=chosen.name,
-        files=tuple(files),
-        problems=counted.problems.height,
-        samples=samples.height,
-        judged=samples["correct"].count(),
-        answered=samples["answer"].count(),
+        head=f"{chosen.name}: {counted(samples, 'sample')} of {counted(problems, 'problem')}",
+        rows=[("with an answer", f"{answered:,}"), ("right or wrong", f"{judged:,}")],
+        facts={
+            "format": chosen.name,
+            "files": [{"file": each.path.name, **each.to_json()} for each in files],
+            "problems": problems,
+            "samples": samples,
+            "answered": answered,
+            "judged": judged,
+        },
+        files=files,
         notes=tuple(notes),
     )
 
@@ -567,26 +567,18 @@ def _write(
         "unlike": list(differing),
         "identities": identities_text(counted.identities),
         "failed_problems": counted.failed_problems,
-        "files": [
-            {
-                "name": each.path.name,
-                "samples": each.samples,
-                "skipped": each.skipped.counts,
-                "notes": each.facts.notes,
-            }
-            for each in files
-        ],
+        "files": [{"name": each.path.name, **each.to_json()} for each in files],
     }
     keys = {"engine": engine.key(), "policy": policy.key()}
     with written_into(folder, private=record_text) as tables:
         tables.add_whole("problems", counted.problems, _SLICE_ROWS, **keys)
         tables.add_whole("samples", counted.samples, _SLICE_ROWS, role="sample", **keys)
-        tables.finish(
+        tables.finish_one(
             imported,
-            [(engine.key(), note) for note in notes],
-            engines={engine.key(): engine},
-            policies={policy.key(): policy},
-            models=models_named(given.facts, engine),
+            notes,
+            engine,
+            policy,
+            given.facts,
             workload=WorkloadFacts(
                 name=_one(files, "task") or own_name(files[0].path),
                 hash=counted.identity,

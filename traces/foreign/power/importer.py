@@ -16,8 +16,8 @@ import polars as pl
 
 from traces.errors import OutcomesError, RecordingError, UsageError
 from traces.foreign.power.readings import PowerFile, Reading, zone_named
-from traces.foreign.values import LIMIT_BYTES, Skipped
-from traces.foreign.written import written_into
+from traces.foreign.values import LIMIT_BYTES
+from traces.foreign.written import Imported, written_into
 from traces.recording.manifest import Manifest, check_free
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
@@ -32,24 +32,6 @@ _DATED_NS = 315_532_800_000_000_000  # 1980: times before it count from no date
 _HOURS = 14  # that a zone lies from UTC at most
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportedPower:
-    """What was joined: `readings` by GPU in the run, and `outside` of it, which were left out.
-
-    `joules` and `mean_w` are of all GPUs over the run, None where `reason` says why.
-    """
-
-    format: str
-    gpus: dict[str, int]
-    outside: int
-    run_s: float
-    joules: float | None
-    mean_w: float | None
-    reason: str | None
-    skipped: Skipped
-    notes: tuple[str, ...]
-
-
 def import_power(
     recording: Recording,
     path: Path,
@@ -58,7 +40,7 @@ def import_power(
     gpus: Sequence[str] = (),
     zone: str | None = None,
     limit_bytes: int = LIMIT_BYTES,
-) -> ImportedPower:
+) -> Imported:
     """Write `recording` with the power readings of `path` into `folder`; return what was joined.
 
     `gpus` names those that the engine used, by index or by the beginning of a UUID; () for all.
@@ -82,14 +64,27 @@ def import_power(
     if isinstance(reason, str):
         notes.append(f"these readings give no energy: {reason}")
     _write(recording, folder, frame, key, engine, source, notes)
-    return ImportedPower(
-        format=source.format,
-        gpus=dict(Counter(_shown(row) for row in rows)),
-        outside=outside,
-        run_s=run_s,
-        joules=joules,
-        mean_w=None if joules is None else joules / run_s,
-        reason=reason if isinstance(reason, str) else None,
+    readings = dict(Counter(_shown(row) for row in rows))
+    mean_w = None if joules is None else joules / run_s
+    return Imported(
+        head=f"{source.format}: {counted(len(rows), 'reading')} of "
+        f"{counted(len(readings), 'GPU')} in a run of {number(run_s, 's')}",
+        rows=[
+            *((name, f"{count:,}") for name, count in readings.items()),
+            ("energy", number(joules, "J")),
+            ("mean power", number(mean_w, "W")),
+        ],
+        facts={
+            "of": str(recording.path),
+            "format": source.format,
+            "gpus": readings,
+            "outside": outside,
+            "run_s": run_s,
+            "energy_j": joules,
+            "mean_w": mean_w,
+            "reason": reason if isinstance(reason, str) else None,
+            "skipped": source.skipped.counts,
+        },
         skipped=source.skipped,
         notes=tuple(notes),
     )

@@ -26,10 +26,11 @@ from traces.foreign.requests.reader import (
 )
 from traces.foreign.requests.vllm_bench import SglangBench, VllmBench
 from traces.foreign.source import head_of, own_name
-from traces.foreign.values import UNKNOWN_MODEL, Skipped
-from traces.foreign.written import Written, written_into
+from traces.foreign.values import UNKNOWN_MODEL
+from traces.foreign.written import Imported, Written, written_into
 from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import counted, number
 from traces.schema.tts.policy import Policy
 
 FORMATS: tuple[type[RequestReader], ...] = (
@@ -41,24 +42,6 @@ FORMATS: tuple[type[RequestReader], ...] = (
     GuidellmReport,
 )
 _PART_ROWS = 500_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedRequests:
-    """What an import found; `span_s` is from the first arrival to the last.
-
-    `measured` counts the requests with an end, `failed` those with an error.
-    """
-
-    format: str
-    requests: int
-    measured: int
-    failed: int
-    span_s: float
-    prompt_tokens: int
-    output_tokens: int
-    skipped: Skipped
-    notes: tuple[str, ...]
 
 
 def format_of(path: Path) -> type[RequestReader] | None:
@@ -73,7 +56,7 @@ def import_requests(
     *,
     choices: RequestChoices | None = None,
     on_rows: Callable[[int], None] | None = None,
-) -> ImportedRequests:
+) -> Imported:
     """Read a file of requests into the recording `folder`; return what was found.
 
     `on_rows` is called with the number of requests read so far. Raises OutcomesError for a file of
@@ -99,14 +82,26 @@ def import_requests(
             )
         notes = _notes(path, reader, written)
         _finish(path, reader, written, notes)
-    return ImportedRequests(
-        format=chosen.name,
-        requests=written.requests,
-        measured=written.measured,
-        failed=written.failed,
-        span_s=(written.last - written.first) / 1e9,
-        prompt_tokens=written.prompt_tokens,
-        output_tokens=written.output_tokens,
+    span_s = (written.last - written.first) / 1e9
+    return Imported(
+        head=f"{chosen.name}: {counted(written.requests, 'request')} in {number(span_s, 's')}",
+        rows=[
+            ("tokens of prompt", f"{written.prompt_tokens:,}"),
+            ("tokens of output", f"{written.output_tokens:,}"),
+            ("with measured times", f"{written.measured:,}"),
+            ("failed or cut off", f"{written.failed:,}"),
+        ],
+        facts={
+            "format": chosen.name,
+            "file": path.name,
+            "requests": written.requests,
+            "measured": written.measured,
+            "failed": written.failed,
+            "span_s": span_s,
+            "prompt_tokens": written.prompt_tokens,
+            "output_tokens": written.output_tokens,
+            "skipped": reader.skipped.counts,
+        },
         skipped=reader.skipped,
         notes=tuple(notes),
     )
@@ -226,22 +221,20 @@ def _finish(
     notes: Sequence[str],
 ) -> None:
     facts = reader.facts
-    engine, policy = written.keys["engine"], written.keys["policy"]
     file = {
         "name": path.name,
         "requests": written.requests,
         "skipped": reader.skipped.counts,
         "notes": facts.notes,
     }
-    written.tables.finish(
+    written.tables.finish_one(
         {
             "format": reader.name,
             **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
             "files": [file],
         },
-        [(engine.key(), note) for note in notes],
-        engines={engine.key(): engine},
-        policies={policy.key(): policy},
+        notes,
+        **written.keys,
         workload=WorkloadFacts(
             name=own_name(path),
             hash=written.identity,

@@ -9,7 +9,7 @@ writes for a run (`advise --plan`) does, beside the cases that vLLM reads.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,8 +19,8 @@ from msgspec import Meta, Struct
 
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.source import decode, head_of, whole_text
-from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, models_named
-from traces.foreign.written import written_into
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL
+from traces.foreign.written import Imported, written_into
 from traces.recording.tables import FORWARD, TABLES
 from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
 from traces.schema.formats import counted
@@ -87,16 +87,6 @@ class _Shapes(Struct):
     ttscope: _Planned | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportedForwards:
-    """What an import took: cases, and the GPUs that ran each of them."""
-
-    cases: int
-    ranks: int
-    notes: tuple[str, ...]
-    format: str = FORMAT
-
-
 def holds_forwards(path: Path) -> bool:
     """Whether a file's first bytes are of such results. Raises OutcomesError as `head_of`."""
     head = head_of(path)
@@ -111,7 +101,7 @@ def import_forwards(
     model: str | None = None,
     facts: ModelFacts | None = None,
     limit_bytes: int = LIMIT_BYTES,
-) -> ImportedForwards:
+) -> Imported:
     """Read a file of results into the recording `folder`; return what was taken.
 
     `shapes` is the file that ttscope wrote for the run, `model` the name of what ran, without both
@@ -127,13 +117,14 @@ def import_forwards(
     with written_into(folder) as tables:
         rows = [_row(case, at) | {"engine": engine.key()} for at, case in enumerate(kept)]
         tables.add("steps", pl.DataFrame(rows, schema=TABLES["steps"]))
-        tables.finish(
-            {"format": FORMAT, "files": [{"name": path.name}]},
-            ((engine.key(), note) for note in notes),
-            engines={engine.key(): engine},
-            models=models_named(facts, engine),
-        )
-    return ImportedForwards(cases=len(kept), ranks=len(kept[0].ranks), notes=notes)
+        imported = {"format": FORMAT, "files": [{"name": path.name}]}
+        tables.finish_one(imported, notes, engine, model=facts)
+    cases, ranks = len(kept), len(kept[0].ranks)
+    return Imported(
+        head=f"{FORMAT}: {counted(cases, 'case')} on {counted(ranks, 'GPU')}",
+        facts={"format": FORMAT, "file": path.name, "cases": cases, "ranks": ranks},
+        notes=notes,
+    )
 
 
 def _read(path: Path, kind: type[T], limit_bytes: int, what: str) -> T:

@@ -27,7 +27,7 @@ from traces.foreign.values import (
     models_named,
     whole_number,
 )
-from traces.foreign.written import Written, written_into
+from traces.foreign.written import Imported, Written, written_into
 from traces.forward_pass.record import (
     LONGEST_NAME,
     VERSION,
@@ -38,7 +38,7 @@ from traces.forward_pass.record import (
 from traces.forward_pass.rows import FORMAT, KEPT, SCOPES, ForwardPassRows, tokens_kept
 from traces.recording.tables import LATEST_NS, TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.formats import listed
+from traces.schema.formats import counted, listed, number
 
 SCHEMA = "dynamo.fpm.trace.v1"
 MOST_ENGINES = 256  # workers and ranks
@@ -50,36 +50,6 @@ _LATEST_MS = LATEST_NS // 1_000_000
 _LOOKED_AT = 2_000  # records that tell whether an engine speculates
 
 Key = tuple[str, ...]  # namespace, component, producer, worker, rank
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedEngine:
-    """One worker's rank; `span_s` is None where its records have no time.
-
-    `lost` counts records that its counter says were made and the files do not have; of a `sampled`
-    one these are most.
-    """
-
-    name: str
-    steps: int
-    sampled: bool
-    lost: int
-    heartbeats: int
-    span_s: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedPasses:
-    """What an import took."""
-
-    engines: tuple[ImportedEngine, ...]
-    skipped: Skipped
-    notes: tuple[str, ...]
-    format: str = FORMAT
-
-    @property
-    def steps(self) -> int:
-        return sum(engine.steps for engine in self.engines)
 
 
 def holds_passes(path: Path) -> bool:
@@ -97,7 +67,7 @@ def import_passes(
     facts: ModelFacts | None = None,
     limit_bytes: int = LIMIT_BYTES,
     on_file: Callable[[Path], None] | None = None,
-) -> ImportedPasses:
+) -> Imported:
     """Read files of forward passes into the recording `folder`; return what was taken.
 
     `model` is the name of what all of them served, else that of `facts`, which say what it costs.
@@ -119,10 +89,20 @@ def import_passes(
             raise OutcomesError(f"{paths[0]}: {_why_nothing(reader, written)}")
         notes = _notes(paths, reader, written)
         written.finish(paths, reader, notes)
-    return ImportedPasses(
-        engines=tuple(each.told() for each in written.engines.values()),
+    engines = list(written.engines.values())
+    steps = sum(each.rows.steps for each in engines)
+    return Imported(
+        head=f"{FORMAT}: {counted(steps, 'step')} of {counted(len(engines), 'engine')}",
+        rows=[("engine", "steps", "lost", "heartbeats", "span"), *(e.cells() for e in engines)],
+        facts={
+            "format": FORMAT,
+            "files": [path.name for path in paths],
+            "steps": steps,
+            "engines": [each.to_json() for each in engines],
+            "skipped": reader.skipped.counts,
+        },
         skipped=reader.skipped,
-        notes=(*notes, *dict.fromkeys(n for e in written.engines.values() for n in _notes_of(e))),
+        notes=(*notes, *dict.fromkeys(note for each in engines for note in _notes_of(each))),
     )
 
 
@@ -154,7 +134,7 @@ class _Reader:
         A counter that falls in a file is a restart, so that a producer's files go one by one.
         """
         firsts = []
-        for number, path in enumerate(dict.fromkeys(paths)):
+        for place, path in enumerate(dict.fromkeys(paths)):
             if not holds_passes(path):
                 raise OutcomesError(
                     f"{path}: holds no forward passes, as the other files do. Import each kind "
@@ -162,20 +142,20 @@ class _Reader:
                 )
             other = _Reader(self.limit_bytes)
             line = next(other.lines(path), None)
-            firsts.append(((line.end or 0) if line is not None else 0, number, path))
+            firsts.append(((line.end or 0) if line is not None else 0, place, path))
         return [path for *_, path in sorted(firsts)]
 
     def lines(self, path: Path) -> Iterator[_Line]:
         notes: list[str] = []
-        for number, row in objects(path, self.limit_bytes, self.skipped, notes):
+        for place, row in objects(path, self.limit_bytes, self.skipped, notes):
             try:
                 yield self._line(row)
             except ValueError as error:
                 if isinstance(error, OtherVersionError):
                     self.versions[error.version] += 1
-                    self.skipped.add("records of another schema version", number)
+                    self.skipped.add("records of another schema version", place)
                 else:
-                    self.skipped.add(str(error), number)
+                    self.skipped.add(str(error), place)
         self.notes += [f"{path.name}: {each}" for each in notes]
 
     def _line(self, told: Mapping[str, Any]) -> _Line:
@@ -249,16 +229,28 @@ class _Engine:
             max_num_batched_tokens=limits.max_num_batched_tokens,
         )
 
-    def told(self) -> ImportedEngine:
+    @property
+    def span_s(self) -> float | None:
+        """From the first record's time to the last's, None where they have none."""
         dated = self.first is not None and self.last is not None
-        return ImportedEngine(
-            name=self.name,
-            steps=self.rows.steps,
-            sampled=self.sampled,
-            lost=self.rows.lost,
-            heartbeats=self.rows.idle,
-            span_s=(self.last - self.first) / 1e9 if dated else None,  # type: ignore[operator]
-        )
+        return (self.last - self.first) / 1e9 if dated else None  # type: ignore[operator]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its counts; `lost` are records that its counter has and the files do not."""
+        return {
+            "name": self.name,
+            "steps": self.rows.steps,
+            "sampled": self.sampled,
+            "lost": self.rows.lost,
+            "heartbeats": self.rows.idle,
+            "span_s": self.span_s,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        name = self.name if len(self.name) <= 40 else f"...{self.name[-37:]}"
+        lost = "sampled" if self.sampled else f"{self.rows.lost:,}"
+        span = number(self.span_s, "s")
+        return name, f"{self.rows.steps:,}", lost, f"{self.rows.idle:,}", span
 
 
 @dataclass

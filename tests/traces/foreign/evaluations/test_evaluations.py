@@ -50,8 +50,13 @@ def refused(path, folder, **options):
 def test_counts_go_round(case, tmp_path):
     path = case.write(tmp_path / case.file, SAMPLES)
     found, recording = read(path, tmp_path / "r")
-    assert found.format == case.name
-    assert (found.problems, found.samples, found.judged, found.answered) == (3, 9, 9, 7)
+    assert found.facts["format"] == case.name
+    assert (
+        found.facts["problems"],
+        found.facts["samples"],
+        found.facts["judged"],
+        found.facts["answered"],
+    ) == (3, 9, 9, 7)
     assert [each.skipped.counts for each in found.files] == [{}]
     assert recording.complete and not recording.manifest.text_recorded
     samples = recording.samples
@@ -115,11 +120,11 @@ def test_a_file_that_is_cut_off(case, tmp_path):
         refused(path, tmp_path / "r")
         return
     found, _ = read(path, tmp_path / "r")
-    assert 0 < found.samples < 9
+    assert 0 < found.facts["samples"] < 9
     assert found.files[0].skipped.counts == {"lines that are not JSON": 1}
     path.write_bytes(gzip.compress(whole)[:-30])
     found, recording = read(path, tmp_path / "g")
-    assert 0 < found.samples <= 9
+    assert 0 < found.facts["samples"] <= 9
     assert "the file is cut off (its gzip data end early)" in found.files[0].facts.notes
     (run,) = summarise(recording)
     assert any("gzip data end early" in note for note in run.notes)
@@ -131,7 +136,7 @@ def test_doubled_samples_are_counted_once(case, tmp_path):
     path = case.write(tmp_path / case.file, SAMPLES)
     path.write_bytes(path.read_bytes() * 2)
     found, recording = read(path, tmp_path / "r")
-    assert found.samples == recording.samples.height == 9
+    assert found.facts["samples"] == recording.samples.height == 9
     assert any("samples that were there before, left out: 9" in note for note in found.notes)
 
 
@@ -190,7 +195,7 @@ def test_lines_that_are_no_samples(tmp_path, row, reason):
         tmp_path / "o.jsonl", {**GOOD, "sample_index": 3}, row, {**GOOD, "sample_index": 4}
     )
     found, _ = read(path, tmp_path / "r")
-    assert found.samples == 2
+    assert found.facts["samples"] == 2
     (told,) = found.files[0].skipped.counts
     assert told.startswith(reason)
     assert "(first: line 2)" in found.files[0].remarks()[0]
@@ -222,7 +227,7 @@ def test_values_that_cannot_be_read_are_null(tmp_path, name, value, reason):
 def test_numbers_that_are_none_count_as_absent(tmp_path):
     row = {**GOOD, "latency_s": float("nan"), "logprob_mean": float("-inf"), "output_tokens": 7.0}
     found, recording = read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")
-    assert found.samples == 1
+    assert found.facts["samples"] == 1
     samples = recording.samples
     assert samples.select("latency_ns", "logprob_mean", "output_tokens").row(0) == (None, None, 7)
 
@@ -390,7 +395,7 @@ ONE, ALL = ("score-first", ["7"], 0.0), ("all", [["7", "7", "42", "42"]], 0.5)
 def test_the_filter_that_kept_all_responses_is_chosen(tmp_path):
     path = responses(tmp_path / "samples_x.jsonl", [ONE, ALL])
     found, recording = read(path, tmp_path / "r")
-    assert found.samples == 160 and recording.samples["correct"].mean() == 0.5
+    assert found.facts["samples"] == 160 and recording.samples["correct"].mean() == 0.5
     assert any("judged by exact_match,all" in each for each in found.notes)
 
 
@@ -445,7 +450,7 @@ def test_long_lines_are_left_out(tmp_path, monkeypatch):
     bomb = json.dumps({**GOOD, "answer": "x" * (5 << 20)})
     rows = [{**GOOD, "sample_index": 1}, bomb, {**GOOD, "sample_index": 2}]
     found, _ = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
-    assert found.samples == 2
+    assert found.facts["samples"] == 2
     assert found.files[0].skipped.counts == {"lines of more than 1 MiB": 1}
     assert found.files[0].skipped.first == {"lines of more than 1 MiB": 2}
 
@@ -463,7 +468,7 @@ def test_several_files(tmp_path):
         for name in ("one", "two")
     )
     found = import_outcomes([one, two], tmp_path / "r")
-    assert (found.problems, found.samples) == (6, 18)
+    assert (found.facts["problems"], found.facts["samples"]) == (6, 18)
     problems = Recording.open(tmp_path / "r").problems
     assert problems["problem_id"].to_list()[:4] == ["one/p", "one/q", "one/r", "two/p"]
     assert set(problems["group"]) == {"one", "two"}
@@ -480,7 +485,7 @@ def test_several_files(tmp_path):
 def test_real_lm_eval_files(tmp_path):
     found, recording = read(DATA / "samples_toy_sums_all.jsonl", tmp_path / "all")
     (run,) = summarise(recording)
-    assert (found.problems, found.samples) == (5, 20)
+    assert (found.facts["problems"], found.facts["samples"]) == (5, 20)
     assert run.workload.name == "toy_sums_all"
     assert (run.policy.temperature, run.policy.max_tokens) == (0.7, 64)
     # what lm-eval reports: the mean over samples 0.6, and maj@4 by its other filter 0.6
@@ -505,7 +510,7 @@ def test_one_answer_made_of_many_responses_is_no_sample(tmp_path):
         return answer, answer == expected
 
     found, recording = read(path, tmp_path / "r", choices=Choices(judge=judge, verifier="last"))
-    assert (found.problems, found.samples) == (5, 20)
+    assert (found.facts["problems"], found.facts["samples"]) == (5, 20)
     again = read(DATA / "samples_toy_sums_all.jsonl", tmp_path / "all")[1]
     kept = ("problem_id", "sample_index", "answer", "correct")
     assert recording.samples.select(kept).equals(again.samples.select(kept))
@@ -575,7 +580,7 @@ def test_lm_eval_documents_that_cannot_be_read(tmp_path, changes, reason):
     path = lines(tmp_path / "s.jsonl", lm_eval_row(), lm_eval_row(**{"doc_id": 1} | changes))
     found, _ = read(path, tmp_path / "r")
     assert found.files[0].skipped.counts == {reason: 1}
-    assert found.judged == 4
+    assert found.facts["judged"] == 4
 
 
 def test_lm_eval_takes_a_metric_of_the_answer_before_one_of_its_parts(tmp_path):
@@ -586,7 +591,7 @@ def test_lm_eval_takes_a_metric_of_the_answer_before_one_of_its_parts(tmp_path):
     row = lm_eval_row(metrics=["parts", "whole"], **parts)
     path = lines(tmp_path / "s.jsonl", row, row | {"doc_id": 1, "whole": True})
     found, recording = read(path, tmp_path / "r")
-    assert found.judged == 2
+    assert found.facts["judged"] == 2
     assert recording.samples["correct"].to_list() == [False, True]
 
 
@@ -601,7 +606,7 @@ def test_lm_eval_pass_at_1_of_none_or_all_says_what_each_response_is(tmp_path):
     )
     found, recording = read(path, tmp_path / "r")
     right = [False, False, True, True, None, None]
-    assert recording.samples["correct"].to_list() == right and found.judged == 4
+    assert recording.samples["correct"].to_list() == right and found.facts["judged"] == 4
 
 
 def test_lm_eval_without_a_metric_of_right_or_wrong(tmp_path):
@@ -619,7 +624,7 @@ def test_lm_eval_without_a_metric_of_right_or_wrong(tmp_path):
 def test_real_inspect_logs(tmp_path, name):
     found, recording = read(DATA / name, tmp_path / "r")
     (run,) = summarise(recording)
-    assert (found.problems, found.samples, found.judged) == (3, 9, 9)
+    assert (found.facts["problems"], found.facts["samples"], found.facts["judged"]) == (3, 9, 9)
     assert (run.engine.model, run.policy.temperature) == ("mockllm/model", 0.7)
     assert run.workload.name == "sums"
     # inspect_ai's own accuracy, the mean over epochs and samples
@@ -660,7 +665,9 @@ def test_inspect_samples_that_cannot_be_read(tmp_path, change, reason):
         assert told == ["samples without a score of match, left unjudged"]
     else:
         assert len(told) == 1 and told[0].startswith(reason)
-    assert found.judged == (8 if told[0].endswith(("unjudged", "match, left unjudged")) else 6)
+    assert found.facts["judged"] == (
+        8 if told[0].endswith(("unjudged", "match, left unjudged")) else 6
+    )
 
 
 def test_inspect_messages_are_the_same_under_other_ids(tmp_path):
@@ -770,7 +777,7 @@ def test_an_evaluation_that_is_still_going(tmp_path):
         file.writestr(f"{inside}/sample.json", json.dumps(inspect_samples(SAMPLES)[0] | {"id": 7}))
         file.writestr(f"{inside}/events/0.json", "[]")
     found, _ = read(path, tmp_path / "r")
-    assert (found.samples, found.files[0].skipped.counts) == (2, {})
+    assert (found.facts["samples"], found.files[0].skipped.counts) == (2, {})
     assert found.files[0].facts.notes[0] == "the evaluation's status is 'started'"
 
 
@@ -791,7 +798,7 @@ def test_damaged_entries_cost_themselves(tmp_path):
     path = tmp_path / "log.eval"
     path.write_bytes(raw)
     found, _ = read(path, tmp_path / "r")
-    assert found.samples == 6  # two of each problem
+    assert found.facts["samples"] == 6  # two of each problem
     assert found.files[0].skipped.counts == {"entries with damaged data": 1}
 
 
@@ -834,7 +841,7 @@ def test_an_answer_that_stands_for_none_is_asked_about(tmp_path, text):
     given = Given(no_answer=(f"{text} ",))  # the space around it is no part of an answer
     found = import_outcomes([tmp_path / "a.jsonl"], tmp_path / "b", given=given)
     assert not any("It votes" in note for note in found.notes)
-    assert found.answered == 2
+    assert found.facts["answered"] == 2
     assert Recording.open(tmp_path / "b").problems["correct"].to_list() == [True, True]
 
 
@@ -943,7 +950,7 @@ def test_n_is_what_nearly_all_problems_have(tmp_path, sizes, n, kept):
     path = outcome_lines(tmp_path / "o.jsonl", drawn(30, sizes))
     found, recording = read(path, tmp_path / "r")
     (policy,) = recording.manifest.policies.values()
-    assert (policy.n, found.samples) == (n, kept)
+    assert (policy.n, found.facts["samples"]) == (n, kept)
     told = [each for each in found.notes if "so that the first" in each]
     assert len(told) == (sum(sizes) > kept)
     (run,) = summarise(recording)
@@ -967,13 +974,13 @@ def test_files_of_the_same_problems_are_joined(tmp_path):
     seeds = [outcome_lines(tmp_path / f"seed{seed}.jsonl", drawn(10, 1, seed)) for seed in range(8)]
     found = import_outcomes(seeds, tmp_path / "r")
     recording = Recording.open(tmp_path / "r")
-    assert (found.problems, found.samples) == (10, 80)
+    assert (found.facts["problems"], found.facts["samples"]) == (10, 80)
     assert recording.samples["sample_index"].to_list() == [*range(8)] * 10
     assert recording.problems["problem_id"][0] == "p0" and recording.problems["group"][0] is None
     assert "files of the same problems" in found.notes[1] and "--other-problems" in found.notes[1]
     apart = Choices(same_problems=False)
     found = import_outcomes(seeds, tmp_path / "apart", choices=apart)
-    assert (found.problems, found.samples) == (80, 80)
+    assert (found.facts["problems"], found.facts["samples"]) == (80, 80)
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(seeds[0].read_bytes())
     with pytest.raises(UsageError, match="hold the same"):
@@ -986,14 +993,16 @@ def test_files_that_may_be_of_the_same_problems_are_asked_about(tmp_path):
         for seed, name in enumerate(("one", "two"))
     )
     found = import_outcomes([one, two], tmp_path / "r")
-    assert found.problems == 10 and "--same-problems" in found.notes[1]
+    assert found.facts["problems"] == 10 and "--same-problems" in found.notes[1]
     found = import_outcomes([one, two], tmp_path / "s", choices=Choices(same_problems=True))
-    assert (found.problems, found.samples) == (5, 20)
+    assert (found.facts["problems"], found.facts["samples"]) == (5, 20)
     other = tmp_path / "other.jsonl"  # a larger set
     other.write_text(outcome_lines(other, drawn(8, 2, 3)).read_text().replace("of p", "is p"))
     told = outcome_lines(tmp_path / "told.jsonl", drawn(5, 2, 4))
     found = import_outcomes([other, told], tmp_path / "t")
-    assert found.problems == 13 and not any("the same names" in note for note in found.notes)
+    assert found.facts["problems"] == 13 and not any(
+        "the same names" in note for note in found.notes
+    )
 
 
 def test_names_of_sets_are_the_same_for_another_model(tmp_path):
@@ -1023,13 +1032,13 @@ def test_whole_completions_are_no_answers(tmp_path):
         for i in range(4)
     ]
     found, recording = read(outcome_lines(tmp_path / "o.jsonl", made), tmp_path / "r")
-    assert found.answered == 0
+    assert found.facts["answered"] == 0
     assert any("whole completions" in note and "final answer" in note for note in found.notes)
     (run,) = summarise(recording)
     assert {each.n for each in run.policies if each.method == "majority"} == {1}
     long = [(p, i, "x" * 150 + str(int(right)), right) for p, i, _, right in made]
     found, _ = read(outcome_lines(tmp_path / "long.jsonl", long), tmp_path / "long")
-    assert found.answered == 24  # the same answer again and again
+    assert found.facts["answered"] == 24  # the same answer again and again
 
 
 def test_votes_are_the_same_with_and_without_texts(tmp_path):
@@ -1112,9 +1121,9 @@ def test_a_sample_of_max_tokens_was_cut(tmp_path):
 
 def test_a_first_line_longer_than_the_head_is_recognised(tmp_path):
     row = {"problem_id": "p", "answer": "x" * 70_000, "sample_index": 0, "correct": True}
-    assert read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")[0].samples == 1
+    assert read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")[0].facts["samples"] == 1
     row = {"doc_id": 0, "doc": None} | lm_eval_row(doc={"text": "x" * 70_000})
-    assert read(lines(tmp_path / "s.jsonl", row), tmp_path / "s")[0].judged
+    assert read(lines(tmp_path / "s.jsonl", row), tmp_path / "s")[0].facts["judged"]
 
 
 def test_do_sample_false_does_not_tell_the_temperature(tmp_path):
@@ -1173,5 +1182,5 @@ def test_an_expected_answer_that_no_verifier_reads_judges_nothing(tmp_path):
     path = inspect_log(tmp_path / "l.json", *[{"target": "x^2+1"}] * 9)
     choices = Choices(judge=_judge(verifier("numeric")), verifier="numeric")
     found, _ = read(path, tmp_path / "r", choices=choices)
-    assert found.judged == 0
+    assert found.facts["judged"] == 0
     assert any("expected answer the verifier cannot read" in note for note in found.notes)

@@ -111,7 +111,7 @@ def test_failed_samples_with_and_without_usage_are_left_out_of_the_tests(tmp_pat
         samples[place] |= {} if usage else {"model_usage": None, "output": None}
     found, recording = imported(tmp_path, log(tmp_path / "l.json", samples))
     (policy,) = recording.manifest.policies.values()
-    assert policy.n == 7 and found.problems == 30
+    assert policy.n == 7 and found.facts["problems"] == 30
 
 
 def test_tasks_of_other_names_are_joined_where_prompts_are_the_same(tmp_path):
@@ -122,9 +122,9 @@ def test_tasks_of_other_names_are_joined_where_prompts_are_the_same(tmp_path):
         ]
 
     found, _ = imported(tmp_path, *seeds("told", prompt_hash=lambda number: f"h{number}"))
-    assert (found.problems, found.samples) == (30, 90)
+    assert (found.facts["problems"], found.facts["samples"]) == (30, 90)
     found, _ = imported(tmp_path, *seeds("untold"))
-    assert found.problems == 90 and "their tasks have different names" in asked(found)
+    assert found.facts["problems"] == 90 and "their tasks have different names" in asked(found)
 
 
 def test_the_same_names_with_other_expected_answers_are_asked_about(tmp_path):
@@ -134,9 +134,9 @@ def test_the_same_names_with_other_expected_answers_are_asked_about(tmp_path):
         rows = [row | {"expected": rng.choice("ABCD")} for row in plain(40, 1, seed)]
         paths.append(written(tmp_path / f"seed{seed}.jsonl", rows))
     found, _ = imported(tmp_path, *paths)
-    assert found.problems == 80 and "expected answers differ" in asked(found)
+    assert found.facts["problems"] == 80 and "expected answers differ" in asked(found)
     found, _ = imported(tmp_path, *paths, choices=Choices(same_problems=True))
-    assert found.problems == 40
+    assert found.facts["problems"] == 40
     assert any("different expected answers, or some none: 3" in note for note in found.notes)
 
 
@@ -152,7 +152,7 @@ def test_the_same_names_with_other_expected_answers_are_asked_about(tmp_path):
 def test_other_settings_keep_files_apart(tmp_path, settings, word):
     paths = [log(tmp_path / f"{i}.json", drawn(9, 2, i), each) for i, each in enumerate(settings)]
     found, _ = imported(tmp_path, *paths)
-    assert found.problems == (18 if word else 9)
+    assert found.facts["problems"] == (18 if word else 9)
     if word:
         assert f"they differ in {word}." in asked(found)
 
@@ -164,7 +164,7 @@ def test_other_prompts_keep_files_apart_and_pair_models(tmp_path):
         paths.append(written(tmp_path / f"samples_gsm8k_2026-01-0{shots + 1}T10.jsonl", rows))
         recordings.append(imported(tmp_path, paths[-1])[1])
     found, _ = imported(tmp_path, *paths)
-    assert found.problems == 40 and "they differ in prompts." in asked(found)
+    assert found.facts["problems"] == 40 and "they differ in prompts." in asked(found)
     one, other = (each.manifest.workload.hash for each in recordings)
     assert one == other
 
@@ -178,7 +178,7 @@ def test_samples_that_a_retry_has_again_count_once(tmp_path):
         tmp_path, log(tmp_path / "a.json", first), log(tmp_path / "b.json", again)
     )
     assert any("drawn again, left out: 20" in note for note in found.notes)
-    assert (found.problems, found.samples) == (10, 20)
+    assert (found.facts["problems"], found.facts["samples"]) == (10, 20)
     assert recording.samples["error"].null_count() == 20
     assert recording.manifest.provenance["imported"]["failed_problems"] == 0
 
@@ -220,7 +220,7 @@ def test_draws_that_are_cut_or_short_are_no_copies(tmp_path):
             )
             for seed in range(2)
         ]
-        assert imported(tmp_path, *paths)[0].problems == 60
+        assert imported(tmp_path, *paths)[0].facts["problems"] == 60
 
 
 def test_an_expected_answer_that_all_share_tells_nothing(tmp_path):
@@ -229,7 +229,7 @@ def test_an_expected_answer_that_all_share_tells_nothing(tmp_path):
         for seed, name in enumerate(("humaneval", "mbpp"))
     ]
     found, _ = imported(tmp_path, *paths)
-    assert found.problems == 40 and "nothing shows" in asked(found)
+    assert found.facts["problems"] == 40 and "nothing shows" in asked(found)
 
 
 def test_survivors_of_failed_samples_do_not_stand_for_all(tmp_path):

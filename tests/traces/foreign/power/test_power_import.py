@@ -58,9 +58,9 @@ def test_nvidia_smi_gives_the_energy_of_the_run(made, tmp_path, units, header, u
     head = "timestamp, index, power.draw [W]" + (", uuid" if uuid else "")
     path = csv(tmp_path, lines(window, units=units, uuid=uuid), head if header else None)
     told = import_power(made, path, tmp_path / "out", zone="UTC")
-    assert told.reason is None
+    assert told.facts["reason"] is None
     length = (window[1] - window[0]) / S
-    assert told.joules == pytest.approx(300 * length, rel=1e-3)
+    assert told.facts["energy_j"] == pytest.approx(300 * length, rel=1e-3)
     (run,) = summarise(Recording.open(tmp_path / "out"))
     assert run.energy_j.total.value == pytest.approx(300 * length, rel=1e-3)
     assert run.energy_j.method == "power"
@@ -87,7 +87,7 @@ def test_a_named_zone_and_an_hour_that_its_clock_has_twice(made, tmp_path):
     rows = lines(window_of(made), zone=timezone(timedelta(hours=1)))  # Berlin's, in November
     path = csv(tmp_path, [*rows, "2025/10/26 02:30:00.000, 0, 90.00 W, " + UUIDS[0]])
     told = import_power(made, path, tmp_path / "out", zone="Europe/Berlin")
-    assert told.reason is None
+    assert told.facts["reason"] is None
     assert told.skipped.counts == {
         "lines in an hour that the zone's clock has twice or not at all": 1
     }
@@ -100,7 +100,7 @@ def test_a_log_that_any_zone_would_fit_says_so(made, tmp_path):
     path = csv(tmp_path, lines(window_of(made), every_s=1.0, pad_s=2 * 3600))
     told = import_power(made, path, tmp_path / "out", zone="UTC")
     assert "another zone would fit the run too" in " ".join(told.notes)
-    assert told.outside > 10_000
+    assert told.facts["outside"] > 10_000
     assert Recording.open(tmp_path / "out").rows("power") < 200
 
 
@@ -121,7 +121,7 @@ def test_bad_lines_are_counted_and_the_rest_is_read(made, tmp_path):
     assert sum(told.skipped.counts.values()) == 7
     assert told.skipped.counts["lines without a power in W"] == 3
     assert "skipped" in told.notes[-1]
-    assert told.reason is None
+    assert told.facts["reason"] is None
 
 
 @pytest.mark.parametrize("units", [True, False])
@@ -133,7 +133,11 @@ def test_a_last_line_that_is_cut_is_left_out(made, tmp_path, units):
     path.write_text(path.read_text() + rows[-1].rsplit(".00", 1)[0][:-1])
     told = import_power(made, path, tmp_path / "cut", zone="UTC")
     assert "the last, has no end and is left out" in " ".join(told.notes)
-    assert (told.gpus, told.joules, told.skipped.counts) == (whole.gpus, whole.joules, {})
+    assert (told.facts["gpus"], told.facts["energy_j"], told.skipped.counts) == (
+        whole.facts["gpus"],
+        whole.facts["energy_j"],
+        {},
+    )
 
 
 def test_a_pause_leaves_the_energy_null_and_is_said(made, tmp_path):
@@ -141,7 +145,7 @@ def test_a_pause_leaves_the_energy_null_and_is_said(made, tmp_path):
     middle = (window[0] + window[1]) // 2
     rows = lines((middle, middle), every_s=5.0, pad_s=5.01)
     told = import_power(made, csv(tmp_path, rows), tmp_path / "out", zone="UTC")
-    assert told.joules is None
+    assert told.facts["energy_j"] is None
     assert "its power was not read for 5.0 s" in told.notes[-1]
     (run,) = summarise(Recording.open(tmp_path / "out"))
     assert run.energy_j.total is None
@@ -158,8 +162,8 @@ def test_gpus_of_others_are_left_out_by_name(made, tmp_path):
     with pytest.raises(UsageError, match=r"4 GPUs read .* the engine has 2.*--power-gpus"):
         import_power(made, path, tmp_path / "out", zone="UTC")
     told = import_power(made, path, tmp_path / "out", gpus=["1", "3"], zone="UTC")
-    assert told.mean_w == pytest.approx(1000.0, rel=1e-3)
-    assert set(told.gpus) == {"GPU 1", "GPU 3"}
+    assert told.facts["mean_w"] == pytest.approx(1000.0, rel=1e-3)
+    assert set(told.facts["gpus"]) == {"GPU 1", "GPU 3"}
     with pytest.raises(UsageError, match="--power-gpus names 1 GPU, and the engine has 2"):
         import_power(made, path, tmp_path / "other", gpus=["0"], zone="UTC")
     with pytest.raises(UsageError, match="--power-gpus 7: no GPU is of that name"):
@@ -213,7 +217,7 @@ def test_aiperf_counts_energy_and_a_counter_that_begins_again_is_bridged(made, t
         path.write_text("\n".join([*aiperf(window, names=names, reset_at=reset), '{"a": 1}', "{"]))
         told = import_power(made, path, tmp_path / f"out{reset}")
         length = (window[1] - window[0]) / S
-        assert told.joules == pytest.approx(300 * length, rel=1e-3)
+        assert told.facts["energy_j"] == pytest.approx(300 * length, rel=1e-3)
         assert ("energy counters that began again: 2" in " ".join(told.notes)) == (reset == 8)
         assert sum(told.skipped.counts.values()) == 2
         (run,) = summarise(Recording.open(tmp_path / f"out{reset}"))

@@ -58,8 +58,16 @@ def since_first(column):
 
 def test_requests_go_round(case, tmp_path):
     found, recording = read(case.write(tmp_path / case.file, SENT), tmp_path / "r")
-    assert (found.format, found.requests, found.failed) == (case.name, 4, 0)
-    assert (found.prompt_tokens, found.output_tokens, found.span_s) == (2515, 354, 3.5)
+    assert (found.facts["format"], found.facts["requests"], found.facts["failed"]) == (
+        case.name,
+        4,
+        0,
+    )
+    assert (found.facts["prompt_tokens"], found.facts["output_tokens"], found.facts["span_s"]) == (
+        2515,
+        354,
+        3.5,
+    )
     assert found.skipped.counts == {}
     assert recording.complete and recording.steps.height == 0
     samples, problems = recording.samples, recording.problems
@@ -72,12 +80,12 @@ def test_requests_go_round(case, tmp_path):
     assert problems["arrival"].to_list() == arrival
     assert problems["problem_id"].to_list() == [str(case.first + i) for i in range(4)]
     if not case.measured:
-        assert found.measured == 0
+        assert found.facts["measured"] == 0
         for column in ("first_token", "end", "latency_ns"):
             assert samples[column].null_count() == 4
         assert problems["end"].null_count() == problems["decided_at"].null_count() == 4
         return
-    assert found.measured == 4
+    assert found.facts["measured"] == 4
     for column, place in (("first_token", 3), ("end", 4)):
         real = [value - at for value, at in zip(samples[column], arrival, strict=True)]
         assert real == pytest.approx([round(each[place] * 1e9) for each in SENT], **close)
@@ -154,7 +162,7 @@ def test_a_file_that_is_cut_off(case, tmp_path):
         refused(path, tmp_path / "r")
     else:
         found, _ = read(path, tmp_path / "r")
-        assert 0 < found.requests < 4
+        assert 0 < found.facts["requests"] < 4
     path.write_bytes(gzip.compress(whole * 1)[:-30])
     if not case.rows:
         refused(path, tmp_path / "g")
@@ -165,7 +173,7 @@ def test_a_file_that_is_cut_off(case, tmp_path):
 
 def test_the_order_of_arrivals_need_not_be_that_of_the_file(case, tmp_path):
     found, recording = read(case.write(tmp_path / case.file, SENT[::-1]), tmp_path / "r")
-    assert found.span_s == 3.5
+    assert found.facts["span_s"] == 3.5
     told = [note for note in found.notes if "arrive before the one above them" in note]
     if case.measured:  # clients write requests as they end
         assert not told
@@ -186,12 +194,12 @@ def test_the_whole_azure_trace(tmp_path):
     if not path.exists():
         pytest.skip(f"{path.name} is not in ../shared/data/workloads")
     found, recording = read(path, tmp_path / "r")
-    assert (found.requests, found.skipped.counts) == (19_366, {})
-    assert (found.prompt_tokens, found.output_tokens) == (22_361_870, 4_088_665)
+    assert (found.facts["requests"], found.skipped.counts) == (19_366, {})
+    assert (found.facts["prompt_tokens"], found.facts["output_tokens"]) == (22_361_870, 4_088_665)
     first = recording.samples.row(0, named=True)
     assert first["arrival"] == 1_700_158_546_680_590_000  # 2023-11-16 18:15:46.6805900 UTC
     assert (first["prompt_tokens"], first["output_tokens"]) == (374, 44)
-    assert found.span_s == pytest.approx(3501.721937)
+    assert found.facts["span_s"] == pytest.approx(3501.721937)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +292,11 @@ def test_the_mooncake_trace(tmp_path):
     if not path.exists():
         pytest.skip(f"{path.name} is not in ../shared/data/workloads")
     found, recording = read(path, tmp_path / "r")
-    assert (found.requests, found.skipped.counts, found.span_s) == (3000, {}, 987.0)
+    assert (found.facts["requests"], found.skipped.counts, found.facts["span_s"]) == (
+        3000,
+        {},
+        987.0,
+    )
     assert recording.manifest.workload.prompt_block_tokens == 512
     problems = recording.problems
     assert problems["arrival"].to_list()[0] == 0
@@ -310,7 +322,7 @@ def test_hash_ids_that_cannot_be_read(tmp_path, ids, reason):
     rows[0]["hash_ids"] = ids
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found, recording = read(path, tmp_path / "r")
-    assert found.requests == 4  # what cannot be read are the ids, not the request
+    assert found.facts["requests"] == 4  # what cannot be read are the ids, not the request
     assert recording.problems["prompt_blocks"].null_count() == 1
     assert any("prompts share nothing: 1" in note for note in found.notes)
     told = list(found.skipped.counts)
@@ -361,7 +373,7 @@ def test_the_load_of_a_benchmark(tmp_path):
 def test_failed_requests_are_no_measurement(tmp_path):
     failed = {"ttft": 0.0, "latency": 0.0, "output": 0, "error": "Traceback: secret"}
     found, recording = read(vllm_bench(tmp_path / "b.json", SENT, {2: failed}), tmp_path / "r")
-    assert (found.requests, found.measured, found.failed) == (4, 3, 1)
+    assert (found.facts["requests"], found.facts["measured"], found.facts["failed"]) == (4, 3, 1)
     assert "requests that failed or were cut off: 1" in found.notes
     (run,) = summarise(recording)
     assert (run.problems, run.problems_failed, run.problems_in_flight) == (3, 1, 0)
@@ -423,11 +435,11 @@ def test_one_of_several_results_is_chosen(tmp_path):
     path.write_text(f"{one}\n{two}")
     with pytest.raises(UsageError, match=r"holds 2 results. Choose one with --run N"):
         read(path, tmp_path / "r")
-    assert read(path, tmp_path / "r", run=2)[0].requests == 2
+    assert read(path, tmp_path / "r", run=2)[0].facts["requests"] == 2
     with pytest.raises(UsageError, match=r"--run 3: .* holds 2 results"):
         read(path, tmp_path / "s", run=3)
     path.write_text(json.dumps(json.loads(one), indent=2))
-    assert read(path, tmp_path / "p")[0].requests == 4
+    assert read(path, tmp_path / "p")[0].facts["requests"] == 4
 
 
 # aiperf and guidellm
@@ -437,7 +449,7 @@ def test_the_warm_up_and_failures_of_aiperf(tmp_path):
     spoil = {0: {"phase": "warmup"}, 1: {"error": {"message": "secret"}}}
     found, recording = read(aiperf(tmp_path / "a.jsonl", SENT, spoil), tmp_path / "r")
     assert found.skipped.counts == {"requests of the warm-up": 1}
-    assert (found.requests, found.measured, found.failed) == (3, 2, 1)
+    assert (found.facts["requests"], found.facts["measured"], found.facts["failed"]) == (3, 2, 1)
     assert recording.samples["error"].to_list() == ["the request failed", None, None]
 
 
@@ -463,7 +475,7 @@ def test_the_tokens_of_images_are_prompt(tmp_path):
         each["prompt_tokens"] = each["input_metrics"]["text_tokens"] + 576
     path.write_text(json.dumps(report))
     found, _ = read(path, tmp_path / "r")
-    assert found.prompt_tokens == sum(each[1] + 576 for each in SENT)
+    assert found.facts["prompt_tokens"] == sum(each[1] + 576 for each in SENT)
 
 
 def test_one_of_several_benchmarks_is_chosen(tmp_path):
@@ -471,7 +483,7 @@ def test_one_of_several_benchmarks_is_chosen(tmp_path):
     path.write_text(json.dumps(guidellm_report([(SENT, None, None), (SENT[:1], None, None)])))
     with pytest.raises(UsageError, match=r"holds 2 benchmarks. Choose one with --run N"):
         read(path, tmp_path / "r")
-    assert read(path, tmp_path / "r", run=2)[0].requests == 1
+    assert read(path, tmp_path / "r", run=2)[0].facts["requests"] == 1
     with pytest.raises(UsageError, match=r"--run 3: .* holds 2 benchmarks"):
         read(path, tmp_path / "s", run=3)
 
@@ -479,7 +491,7 @@ def test_one_of_several_benchmarks_is_chosen(tmp_path):
 def test_what_guidellm_cut_off(tmp_path):
     spoil = {1: {"group": "incomplete"}, 2: {"group": "errored"}}
     found, recording = read(guidellm(tmp_path / "g.json", SENT, spoil), tmp_path / "r")
-    assert (found.requests, found.measured, found.failed) == (4, 2, 2)
+    assert (found.facts["requests"], found.facts["measured"], found.facts["failed"]) == (4, 2, 2)
     errors = recording.samples["error"].to_list()
     assert errors == [None, None, "the request failed", "cut off by the end of the benchmark"]
 
@@ -508,7 +520,7 @@ def test_a_report_of_drawn_requests_is_refused(tmp_path):
 def test_a_real_report_of_guidellm(tmp_path):
     path = DATA / "requests_guidellm.json"
     found, recording = read(path, tmp_path / "r")
-    assert (found.requests, found.measured, found.skipped.counts) == (20, 20, {})
+    assert (found.facts["requests"], found.facts["measured"], found.skipped.counts) == (20, 20, {})
     assert recording.manifest.concurrency == 2
     (run,) = summarise(recording)
     assert run.engine.model == "demo/s"
@@ -519,7 +531,7 @@ def test_a_real_report_of_guidellm(tmp_path):
     ttft = sorted(each["time_to_first_token_ms"] / 1e3 for each in stats)
     assert run.ttft_s["p50"].value == pytest.approx((ttft[9] + ttft[10]) / 2, abs=1e-6)
     tokens = sum(each["output_metrics"]["text_tokens"] for each in stats)
-    assert found.output_tokens == tokens
+    assert found.facts["output_tokens"] == tokens
     assert recording.samples["cached_tokens"].to_list() == [0] * 20
 
 
@@ -527,9 +539,9 @@ def test_a_real_result_of_vllm(tmp_path):
     path = DATA / "requests_vllm_bench.json"
     told = json.loads(path.read_text())
     found, recording = read(path, tmp_path / "r")
-    assert (found.requests, found.measured, found.skipped.counts) == (20, 20, {})
-    assert found.prompt_tokens == told["total_input_tokens"]
-    assert found.output_tokens == told["total_output_tokens"]
+    assert (found.facts["requests"], found.facts["measured"], found.skipped.counts) == (20, 20, {})
+    assert found.facts["prompt_tokens"] == told["total_input_tokens"]
+    assert found.facts["output_tokens"] == told["total_output_tokens"]
     assert (recording.manifest.concurrency, recording.manifest.rate_per_s) == (None, 8.0)
     (run,) = summarise(recording)
     for spread, name in ((run.ttft_s, "ttft"), (run.tpot_s, "tpot")):
@@ -539,9 +551,9 @@ def test_a_real_result_of_vllm(tmp_path):
 
 def test_real_records_of_aiperf(tmp_path):
     found, recording = read(DATA / "requests_aiperf.jsonl", tmp_path / "r")
-    assert (found.requests, found.measured) == (20, 20)
+    assert (found.facts["requests"], found.facts["measured"]) == (20, 20)
     assert found.skipped.counts == {"requests of the warm-up": 2}
-    assert (found.prompt_tokens, found.output_tokens) == (244, 600)
+    assert (found.facts["prompt_tokens"], found.facts["output_tokens"]) == (244, 600)
     (run,) = summarise(recording)
     # what aiperf's own summary of the run says (profile_export_aiperf.json)
     assert run.latency_s["mean"].value == pytest.approx(1.7088481095, abs=1e-6)
@@ -562,7 +574,7 @@ def test_requests_kept_in_flight_start_when_one_before_has_ended(tmp_path, mark)
         document = dict.fromkeys(names) | document | {"itls": gaps, "request_rate": float("inf")}
     path.write_text(json.dumps(document) + "\n")
     found, recording = read(path, tmp_path / "r")
-    assert found.measured == 4
+    assert found.facts["measured"] == 4
     assert recording.manifest.concurrency == 2
     # Two at once: 0.5 s beside 0.2 and 0.07 s, then the last one after 0.27 s.
     starts = since_first(recording.samples["arrival"].to_list())
@@ -603,7 +615,11 @@ def test_a_report_of_an_older_guidellm(tmp_path):
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps({"benchmarks": [benchmark]}))
     found, recording = read(path, tmp_path / "r")
-    assert (found.format, found.measured, found.skipped.counts) == ("guidellm report", 4, {})
+    assert (found.facts["format"], found.facts["measured"], found.skipped.counts) == (
+        "guidellm report",
+        4,
+        {},
+    )
     assert recording.manifest.concurrency == 3
     assert [each.model for each in recording.manifest.engines.values()] == ["m"]
     took = (recording.samples["end"] - recording.samples["arrival"]).to_list()
