@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
+import zstandard
 
 from traces.errors import OutcomesError
 from traces.files import DOCUMENT_VALUES, LINE_VALUES, Inflated, check_values, swells, swollen
@@ -26,6 +27,7 @@ _ZSTANDARD = 93
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
+    zstandard.ZstdError,
     EOFError,
     OSError,
     struct.error,
@@ -256,55 +258,16 @@ class ZipSource:
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         if info.compress_type != _ZSTANDARD:
             return self._zip.open(info)
-        import zstandard
-
         self._file.seek(info.header_offset)
         header = self._file.read(30)
         if header[:4] != b"PK\x03\x04":
             raise ValueError("no entry")
         names = sum(struct.unpack("<HH", header[26:30]))
         self._file.seek(info.header_offset + 30 + names)
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-            _Window(self._file, info.compress_size),  # type: ignore[arg-type]
-            read_across_frames=True,
+        packed = self._file.read(min(info.compress_size, ENTRY_BYTES))
+        return zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            packed, read_across_frames=True
         )
-        return _Zstandard(reader)  # type: ignore[return-value]
-
-
-class _Window:
-    """The next so many bytes of a file."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._left = file, size
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes, none behind the window."""
-        piece = self._file.read(max(min(size, self._left), 0))
-        self._left -= len(piece)
-        return piece
-
-
-class _Zstandard:
-    """A stream whose damage is a ValueError, as that of the other methods."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def __enter__(self) -> _Zstandard:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.close()
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes."""
-        import zstandard
-
-        try:
-            piece: bytes = self._reader.read(size)
-        except zstandard.ZstdError as error:
-            raise ValueError(str(error)) from None
-        return piece
 
 
 # The elements of one array of a JSON document, one at a time, in bounded memory.

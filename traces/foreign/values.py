@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from traces.schema.engine import EngineConfig, ModelFacts
 
+Row = TypeVar("Row")
+Made = TypeVar("Made")
 LIMIT_BYTES = 16 << 30
 LARGEST = 2**53
 
@@ -29,6 +32,21 @@ class Skipped:
         """Count `count` things of a kind at a place."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first[reason] = min(self.first.get(reason, place), place)
+
+    def kept(
+        self, rows: Iterable[tuple[int, Row]], read: Callable[[int, Row], Made], what: str
+    ) -> Iterator[Made]:
+        """Yield what `read` makes of numbered rows, counting those for which it raises ValueError.
+
+        Their reason is `what` they are called and the error's words.
+        """
+        for place, row in rows:
+            try:
+                made = read(place, row)
+            except ValueError as error:
+                self.add(f"{what} {error}", place)
+            else:
+                yield made
 
     def text(self) -> str:
         """Return it in one line, the most frequent reason first; empty when nothing was."""

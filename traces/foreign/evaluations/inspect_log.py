@@ -112,18 +112,10 @@ class InspectLog:
         with self._path.open("rb") as file:
             zipped = file.read(2) == b"PK"
         seen: set[str] = set()
-        for number, raw in self._zipped() if zipped else self._document():
-            try:
-                sample = decode_read(raw, _Sample, LINE_VALUES)
-            except ValueError as error:
-                many = str(error).startswith("more than")
-                why = f"of {error}" if many else "that are not as inspect_ai writes them"
-                self.skipped.add(f"samples {why}", number)
-                continue
-            outcome = self._outcome(sample, number)
-            if outcome is not None:
-                seen.add(outcome.problem_id)
-                yield outcome
+        raws = self._zipped() if zipped else self._document()
+        for outcome in self.skipped.kept(raws, self._outcome, "samples"):
+            seen.add(outcome.problem_id)
+            yield outcome
         self._told(seen)
 
     def _zipped(self) -> Iterator[tuple[int, bytes]]:
@@ -199,11 +191,17 @@ class InspectLog:
             if isinstance(config.reasoning_effort, str):
                 self.facts.effort = config.reasoning_effort[:40]
 
-    def _outcome(self, sample: _Sample, number: int) -> Outcome | None:
+    def _outcome(self, number: int, raw: bytes) -> Outcome:
+        """Return a sample. Raises ValueError with why it is none."""
+        try:
+            sample = decode_read(raw, _Sample, LINE_VALUES)
+        except ValueError as error:
+            many = str(error).startswith("more than")
+            why = f"of {error}" if many else "that are not as inspect_ai writes them"
+            raise ValueError(why) from None
         name, epoch = sample.id, whole_number(sample.epoch)
         if isinstance(name, bool) or not isinstance(name, str | int) or not epoch:
-            self.skipped.add("samples without id or epoch", number)
-            return None
+            raise ValueError("without id or epoch")
         target = sample.target
         expected = target if isinstance(target, str) else None
         if isinstance(target, list) and len(target) == 1 and isinstance(target[0], str):

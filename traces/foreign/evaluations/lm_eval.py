@@ -73,38 +73,42 @@ class LmEvalSamples:
         self._settings_read = False
 
     def __iter__(self) -> Iterator[Outcome]:
+        for samples in self.skipped.kept(self._documents_of(), self._document, "documents"):
+            yield from samples
+        self._told()
+
+    def _documents_of(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the documents of one filter, the first that kept all responses."""
         limit, notes = self._choices.limit_bytes, self.facts.notes
         for number, row in objects(self._path, limit, self.skipped, notes):
             name = str(row.get("filter") or "none")
             if self._filter is None:
                 self._filter = name if _keeps_all(row) else self._keeping() or name
-            if name != self._filter:
+            if name == self._filter:
+                yield number, row
+            else:
                 self._others[name] = None
-                continue
-            yield from self._document(row, number)
-        self._told()
 
     def _keeping(self) -> str | None:
         """Return the first filter of the file that kept all responses, None where none did."""
         rows = objects(self._path, self._choices.limit_bytes, Skipped(unit="line"), [])
         return next((str(row.get("filter") or "none") for _, row in rows if _keeps_all(row)), None)
 
-    def _document(self, row: Mapping[str, Any], number: int) -> Iterator[Outcome]:
+    def _document(self, number: int, row: Mapping[str, Any]) -> list[Outcome]:
+        """Return a document's samples. Raises ValueError with why there are none."""
         self._documents += 1
         document = whole_number(row.get("doc_id"))
         if document is None:
-            self.skipped.add("documents whose doc_id is no whole number", number)
-            return
-        if not self._choose_metric(row, number):
-            return
+            raise ValueError("whose doc_id is no whole number")
+        self._choose_metric(row)
         target = row.get("target")
         expected = None if target is None else str(target).strip()
-        answers = self._answers(row, expected, number)
         self._keep_arguments(row.get("arguments"))
+        answers = self._answers(row, expected, number)
         asked = row.get("prompt_hash")
         name = row.get("doc_hash") or asked or expected or ""
-        for index, (answer, correct) in enumerate(answers):
-            yield Outcome(
+        return [
+            Outcome(
                 problem_id=str(document),
                 sample_index=index,
                 place=number,
@@ -115,9 +119,11 @@ class LmEvalSamples:
                 expected=expected,
                 correct=correct,
             )
+            for index, (answer, correct) in enumerate(answers)
+        ]
 
-    def _choose_metric(self, row: Mapping[str, Any], number: int) -> bool:
-        """Settle the metric at the first document that has one; say whether this one does."""
+    def _choose_metric(self, row: Mapping[str, Any]) -> None:
+        """Settle the metric at the first document that has one. ValueError where this has none."""
         listed = row.get("metrics")
         names = listed if isinstance(listed, list) else [n for n in row if n not in _OWN_KEYS]
         here = [str(name) for name in names if str(name) in row]
@@ -130,11 +136,8 @@ class LmEvalSamples:
         if self._choices.judge is not None:
             if (own := _mean(row.get(self._metric))) is not None:
                 self.facts.own.append(own)
-            return True
-        if not self._metric or self._metric not in row:
-            self.skipped.add(f"documents without {self._metric or 'a metric'}", number)
-            return False
-        return True
+        elif not self._metric or self._metric not in row:
+            raise ValueError(f"without {self._metric or 'a metric'}")
 
     def _answers(
         self, row: Mapping[str, Any], expected: str | None, number: int
@@ -142,35 +145,31 @@ class LmEvalSamples:
         raw, kept = row.get("resps"), row.get("filtered_resps")
         texts = raw[0] if isinstance(raw, list) and raw and isinstance(raw[0], list) else []
         value = row.get(self._metric)
-        answers: Sequence[_Found] = ()
         if self._choices.judge is not None:
-            if texts and all(isinstance(text, str) for text in texts):
-                asked = _argument(row.get("arguments"), 0)
-                prompt = asked if isinstance(asked, str) else ""
-                answers = [
-                    judged(self._choices.judge, text, expected, prompt, self.skipped, number)
-                    for text in texts
-                ]
-            else:
-                self.skipped.add("documents without texts to judge", number)
-        elif not isinstance(kept, list) or not kept:
-            self.skipped.add("documents without filtered_resps", number)
-        elif all(_is_likelihood(each) for each in kept):
-            answers = [(self._likeliest(kept), self._judged(value, number))]
-        elif isinstance(kept[0], list):
-            answers = self._each(kept[0], value, expected, number)
-        elif len(kept) > 1:
-            self.skipped.add("documents of several requests", number)
-        elif len(texts) > 1:
+            if not texts or not all(isinstance(text, str) for text in texts):
+                raise ValueError("without texts to judge")
+            asked = _argument(row.get("arguments"), 0)
+            prompt = asked if isinstance(asked, str) else ""
+            return [
+                judged(self._choices.judge, text, expected, prompt, self.skipped, number)
+                for text in texts
+            ]
+        if not isinstance(kept, list) or not kept:
+            raise ValueError("without filtered_resps")
+        if all(_is_likelihood(each) for each in kept):
+            return [(self._likeliest(kept), self._judged(value, number))]
+        if isinstance(kept[0], list):
+            return self._each(kept[0], value, expected, number)
+        if len(kept) > 1:
+            raise ValueError("of several requests")
+        if len(texts) > 1:
             raise UsageError(
                 f"{self._path}, line {number}: the filter {self._filter!r} made one answer of "
                 f"{len(texts)} responses. Give --verifier numeric (exact, choice, math) to read "
                 "each response"
             )
-        else:
-            answer = kept[0] if isinstance(kept[0], str) else None
-            answers = [(_unless_invalid(answer), self._judged(value, number))]
-        return answers
+        answer = kept[0] if isinstance(kept[0], str) else None
+        return [(_unless_invalid(answer), self._judged(value, number))]
 
     def _likeliest(self, kept: list[Any]) -> str | None:
         """Return the number of the choice by which `acc` judges; other metrics weigh otherwise."""

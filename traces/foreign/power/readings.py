@@ -106,9 +106,13 @@ class PowerFile:
         self.format: Format = file_format
 
     def __iter__(self) -> Iterator[Reading]:
-        return self._csv() if self.format == "nvidia-smi CSV" else self._records()
+        if self.format == "nvidia-smi CSV":
+            return self.skipped.kept(self._cells(), self._row, "lines")
+        records = objects(self.path, self.limit_bytes, self.skipped, self.notes)
+        return self.skipped.kept(records, _record, "lines")
 
-    def _csv(self) -> Iterator[Reading]:
+    def _cells(self) -> Iterator[tuple[int, tuple[list[str], Mapping[str, int]]]]:
+        """Yield the lines' cells with the columns that the header above them names."""
         columns = {name: place for place, name in enumerate(_ORDER)}
         for number, raw in text_lines(self.path, self.limit_bytes, self.notes, ended=True):
             if raw is None or len(raw) > _LINE:
@@ -127,13 +131,11 @@ class PowerFile:
                     )
                 columns = header
                 continue
-            try:
-                yield self._row(fields, columns)
-            except ValueError as error:
-                self.skipped.add(f"lines {error}", number)
+            yield number, (fields, columns)
 
-    def _row(self, fields: list[str], columns: Mapping[str, int]) -> Reading:
+    def _row(self, _: int, row: tuple[list[str], Mapping[str, int]]) -> Reading:
         """Return a line's reading. Raises ValueError with why it is none."""
+        fields, columns = row
 
         def of(name: str) -> str | None:
             place = columns.get(name)
@@ -175,15 +177,8 @@ class PowerFile:
         fraction = (match[7] or "").ljust(9, "0")
         return int(first) * 1_000_000_000 + int(fraction)
 
-    def _records(self) -> Iterator[Reading]:
-        for number, record in objects(self.path, self.limit_bytes, self.skipped, self.notes):
-            try:
-                yield _record(record)
-            except ValueError as error:
-                self.skipped.add(f"lines {error}", number)
 
-
-def _record(told: Mapping[str, Any]) -> Reading:
+def _record(_: int, told: Mapping[str, Any]) -> Reading:
     """Return a record's reading. Raises ValueError with why it is none."""
     time = told.get("timestamp_ns")
     if not isinstance(time, int) or isinstance(time, bool) or not 0 < time < LATEST_NS:

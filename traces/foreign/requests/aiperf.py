@@ -32,39 +32,31 @@ class AiperfRecords(RowReader):
     marks = (b'"metadata"', b'"benchmark_phase"', b'"metrics"')
 
     def requests(self) -> Iterator[Request]:
-        for number, row in self._lines():
-            metadata, metrics = row.get("metadata"), row.get("metrics")
-            if not isinstance(metadata, dict) or not isinstance(metrics, dict):
-                self.skipped.add("lines without metadata or metrics", number)
-            elif metadata.get("benchmark_phase") == "warmup":
-                self.skipped.add("requests of the warm-up", number)
-            else:
-                parsed = _request(number, row, metadata, metrics)
-                if isinstance(parsed, Request):
-                    yield parsed
-                else:
-                    self.skipped.add(f"lines {parsed}", number)
+        return self.skipped.kept(self._lines(), _request, "requests")
 
 
-def _request(
-    number: int, row: dict[str, Any], metadata: dict[str, Any], metrics: dict[str, Any]
-) -> Request | str:
-    """Return a line's request, or why it is none."""
+def _request(number: int, row: dict[str, Any]) -> Request:
+    """Return a line's request. Raises ValueError with why it is none."""
+    metadata, metrics = row.get("metadata"), row.get("metrics")
+    if not isinstance(metadata, dict) or not isinstance(metrics, dict):
+        raise ValueError("without metadata or metrics")
+    if metadata.get("benchmark_phase") == "warmup":
+        raise ValueError("of the warm-up")
     arrival = nanoseconds(metadata.get("request_start_ns"), 1)
     end = nanoseconds(metadata.get("request_end_ns"), 1)
     prompt, output = _tokens(metrics, _PROMPT), _tokens(metrics, _OUTPUT)
     cancelled = metadata.get("was_cancelled") is True
     if arrival is None:
-        return "without request_start_ns"
+        raise ValueError("without request_start_ns")
     if cancelled or row.get("error") is not None:
         error = "the request was cancelled" if cancelled else FAILED
         return Request(number, prompt, output, arrival, error=error)
     if prompt is None or output is None:
-        return f"without {_PROMPT[1]} and {_OUTPUT[1]} from 1 to {MOST_TOKENS:,}"
+        raise ValueError(f"without {_PROMPT[1]} and {_OUTPUT[1]} from 1 to {MOST_TOKENS:,}")
     ttft = _time(metrics.get("time_to_first_token"))
     first = None if ttft is None else arrival + ttft
     if end is None or not ascend(arrival, first, end):
-        return "whose times run backwards or have no end"
+        raise ValueError("whose times run backwards or have no end")
     cached = token_count(_value(metrics.get(_CACHED)), least=0)
     return Request(number, prompt, output, arrival, first, end, cached)
 

@@ -183,18 +183,14 @@ class GuidellmReport(RowReader):
             (requests.errored, FAILED),
             (requests.incomplete, _CUT),
         )
-        place = 0
-        for stats, error in groups:
-            for each in stats or ():
-                place += 1
-                if _outside(each, begun, ended):
-                    self.skipped.add("requests of the warm-up or the cool-down", place)
-                    continue
-                parsed = _request(place, each, error)
-                if isinstance(parsed, Request):
-                    yield parsed
-                else:
-                    self.skipped.add(f"requests {parsed}", place)
+        rows = enumerate(((each, error) for stats, error in groups for each in stats or ()), 1)
+
+        def read(place: int, row: tuple[_Stats, str | None]) -> Request:
+            if _outside(row[0], begun, ended):
+                raise ValueError("of the warm-up or the cool-down")
+            return _request(place, *row)
+
+        return self.skipped.kept(rows, read, "requests")
 
 
 def _outside(stats: _Stats, begun: float | None, ended: float | None) -> bool:
@@ -204,25 +200,25 @@ def _outside(stats: _Stats, begun: float | None, ended: float | None) -> bool:
     return early or (start is not None and ended is not None and 0 < ended < start)
 
 
-def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
-    """Return a request, or why it is none."""
+def _request(place: int, stats: _Stats, error: str | None) -> Request:
+    """Return a request. Raises ValueError with why it is none."""
     usage = stats.input_metrics or _Usage()
     made = stats.output_metrics or _Usage()
     prompt = token_count(_first(stats.prompt_tokens, usage.text_tokens))  # images are in the first
     output = token_count(_first(stats.output_tokens, made.text_tokens))
     arrival = nanoseconds(_first(stats.request_start_time, stats.start_time), _S)
     if arrival is None:
-        return "without request_start_time"
+        raise ValueError("without request_start_time")
     if error is not None:
         return Request(place, prompt, output, arrival, error=error)
     if prompt is None or output is None:
-        return f"without text_tokens of prompt and output from 1 to {MOST_TOKENS:,}"
+        raise ValueError(f"without text_tokens of prompt and output from 1 to {MOST_TOKENS:,}")
     timings = None if stats.info is None else stats.info.timings
     first_token = stats.first_token_time if timings is None else timings.first_token_iteration
     first = nanoseconds(first_token, _S)
     end = nanoseconds(_first(stats.request_end_time, stats.end_time), _S)
     if end is None or not ascend(arrival, first, end):
-        return "whose times run backwards or have no end"
+        raise ValueError("whose times run backwards or have no end")
     cached = token_count(usage.cached_tokens, least=0)
     return Request(place, prompt, output, arrival, first, end, cached)
 

@@ -39,25 +39,29 @@ class MooncakeTrace(RowReader):
     def requests(self) -> Iterator[Request]:
         self.facts.block_tokens = self._choices.block_tokens
         seconds = 0
-        for number, row in self._lines():
-            prompt, output = (token_count(row.get(name)) for name in _TOKENS)
-            arrival = nanoseconds(row.get("timestamp"), _MS)
-            if arrival is None or prompt is None or output is None:
-                self.skipped.add(f"lines {_fault(row)}", number)
-                continue
-            seconds += arrival // _MS in _SECONDS
-            yield Request(
-                place=number,
-                prompt_tokens=prompt,
-                output_tokens=output,
-                arrival=arrival,
-                prompt_blocks=self._blocks(row, prompt, number),
-            )
+        for each in self.skipped.kept(self._lines(), self._request, "lines"):
+            seconds += each.arrival // _MS in _SECONDS
+            yield each
         if seconds > 1:
             self.facts.notes.append(
                 f"timestamps that look like seconds since 1970: {seconds:,}. They are read as "
                 "milliseconds, as Mooncake has them. If they are seconds, write them 1,000 times"
             )
+
+    def _request(self, number: int, row: dict[str, Any]) -> Request:
+        """Return a line's request. Raises ValueError with why it is none."""
+        for name in ("timestamp", *_TOKENS):
+            if row.get(name) is None:
+                raise ValueError(f"without {name}")
+        arrival = nanoseconds(row["timestamp"], _MS)
+        if arrival is None:
+            raise ValueError("whose timestamp is no time in milliseconds")
+        counts = [token_count(row[name]) for name in _TOKENS]
+        for name, count in zip(_TOKENS, counts, strict=True):
+            if count is None:
+                raise ValueError(f"whose {name} is no whole number from 1 to {MOST_TOKENS:,}")
+        blocks = self._blocks(row, counts[0] or 0, number)
+        return Request(number, counts[0], counts[1], arrival, prompt_blocks=blocks)
 
     def _blocks(self, row: dict[str, Any], prompt_tokens: int, number: int) -> list[int] | None:
         """Return the names of the prompt's blocks, None where they are not told."""
@@ -80,13 +84,3 @@ class MooncakeTrace(RowReader):
             )
             return None
         return [each - (1 << 64) if each >> 63 > 0 else each for each in ids]
-
-
-def _fault(row: dict[str, Any]) -> str:
-    for name in ("timestamp", *_TOKENS):
-        if row.get(name) is None:
-            return f"without {name}"
-    if nanoseconds(row["timestamp"], _MS) is None:
-        return "whose timestamp is no time in milliseconds"
-    bad = next(name for name in _TOKENS if token_count(row[name]) is None)
-    return f"whose {bad} is no whole number from 1 to {MOST_TOKENS:,}"
