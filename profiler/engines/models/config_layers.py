@@ -8,7 +8,7 @@ the whole uncounted: a part that is left out would make a wrong number.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -40,6 +40,9 @@ _EXPERT_WIDTH: Final = (
     "expert_ffn_hidden_size",
 )
 _DENSE_WIDTH: Final = ("dense_intermediate_size", "intermediate_size_mlp", "intermediate_size")
+_WIDTHS: Final = {
+    "granitemoehybrid": "shared_intermediate_size", "longcat_flash": "ffn_hidden_size",
+}  # fmt: skip
 _LATENT_EXPERTS: Final = ("moe_latent_size", "routed_expert_hidden_size")
 KV_HEADS: Final = ("num_key_value_heads", "num_attention_groups")
 DRAFTING: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
@@ -57,6 +60,12 @@ _MIXERS: Final = {
 _ALONE: Final = {"mlp": "dense", "moe": "moe"}  # layers that look at one token alone
 _LETTERS: Final = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}  # of Nemotron-H
 _SHORTCUT: Final = "longcat_flash"
+# Fields with a number for each layer: what layers of a number above 0 are, and what the others.
+_FLAGS: Final = (
+    ("compress_ratios", "compressed_attention", "sliding_attention"),
+    ("attn_type_list", "full_attention", "linear_attention"),
+    ("hybrid_layer_pattern", "sliding_attention", "full_attention"),
+)
 _FULL: Final = ("attn_layer_indices", "full_attn_idxs")  # of Bamba, of older configs of LFM2
 _PATTERNS: Final = ("sliding_window_pattern", "_sliding_window_pattern")
 _TOWERS: Final = ("vision_config", "audio_config", "visual_config")
@@ -103,29 +112,29 @@ _STRUCTURE: Final = re.compile(
 )
 _READ: Final = frozenset({
     *EXPERTS, *VISITED, *_SHARED, *_SHARED_WIDTH, *_EXPERT_WIDTH, *_DENSE_WIDTH, *_LATENT_EXPERTS,
-    *KV_HEADS, *DRAFTING, *_PATTERNS, "num_hidden_layers", "hidden_size", "num_attention_heads",
-    "head_dim", "vocab_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-    "share_q_dim", "qk_head_dim", "v_head_dim", "index_head_dim", "index_n_heads", "index_topk",
-    "indexer_types", "layer_types", "layers_block_type", "mlp_layer_types", "hybrid_layer_pattern",
-    "first_k_dense_replace", "moe_layer_freq", "mlp_only_layers", "sliding_window_size",
-    "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
-    "linear_num_value_heads", "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim",
-    "mamba_n_heads", "mamba_d_head", "n_groups", "mamba_n_groups", "ssm_state_size",
-    "conv_kernel", "attention_head_dim", "full_attention_interval", "linear_attn_config",
-    "layer_group_size", "group_norm_size",
+    *KV_HEADS, *DRAFTING, *_PATTERNS, *_TOWERS, "num_hidden_layers", "hidden_size", "head_dim",
+    "num_attention_heads", "vocab_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "share_q_dim", "qk_head_dim", "v_head_dim", "index_head_dim",
+    "index_n_heads", "layer_types", "layers_block_type", "mlp_layer_types", "hybrid_layer_pattern",
+    "moe_layer_freq", "mlp_only_layers", "sliding_window_size", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads",
+    "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim", "mamba_n_heads", "n_groups",
+    "mamba_n_groups", "mamba_d_state", "ssm_state_size", "conv_kernel", "attention_head_dim",
+    "full_attention_interval", "linear_attn_config", "layer_group_size", "group_norm_size",
     "sparse_attention_config", "linear_head_dim", "linear_num_heads", "num_dense_layers",
-    "moe_layer_interval", "per_layer_config", *(name for names in _MAMBA for name in names),
-    "attention_chunk_size", "num_hash_layers", "num_layers", "draft_vocab_size", *_TOWERS,
+    "moe_layer_interval", "per_layer_config", "attention_chunk_size", "num_hash_layers",
+    "num_layers", "draft_vocab_size",
 })  # fmt: skip
 # Fields that speak of sizes which no weight and no cache depends on.
 _NO_MATTER: Final = re.compile(
-    r"^(model_type|rope_.*|partial_rotary.*|rotary_dim|.*router.*|n_group|topk_group"
+    r"^(rope_.*|partial_rotary.*|rotary_dim|.*router.*|n_group|topk_group"
     r"|num_expert_groups?|num_limited_groups|order_of_interleaved_layers|scale_depth"
     r"|chunk_size|chunk_size_feed_forward|max_.*|num_logits_to_keep|num_beam_groups|ep_size"
-    r"|_?(num_)?mtp_.*|quantization_config|compression_config|generation_config|num_labels|problem_type"
-    r"|no_repeat_ngram_size|encoder_no_repeat_ngram_size|pruned_heads|torch_dtype|.*_token_.*"
-    r"|index_topk_freq|token_type|type_vocab_size|initializer.*|.*(tp|ep|pp)_plan|tie_.*"
-    r"|mamba_chunk_size|mamba_expand|no_rope_layers|no_rope_layer_interval|global_attn_every_n_layers|.*_loss_.*|time_step_.*|position_embedding_type|original_.*|org_vocab_size|expand)$"
+    r"|_?(num_)?mtp_.*|quantization_config|compression_config|generation_config"
+    r"|no_repeat_ngram_size|encoder_no_repeat_ngram_size|pruned_heads|.*_token_.*"
+    r"|index_topk_freq|type_vocab_size|initializer.*|.*(tp|ep|pp)_plan|tie_.*"
+    r"|mamba_chunk_size|no_rope_layers|no_rope_layer_interval|global_attn_every_n_layers|.*_loss_.*|time_step_.*"
+    r"|original_.*|org_vocab_size)$"
 )
 _STATES: Final = (
     "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
@@ -181,9 +190,9 @@ class _Place:
     index: str | None = None
     ratio: int = 1
     kept: bool = True
-    block: int | None = None  # of a config that gives each layer a shape of its own
-    head_dim: int | None = None  # of this layer alone
+    head_dim: int | None = None  # this and what follows of this layer alone
     kv_heads: int | None = None
+    mlp_width: int | None = None
 
 
 def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -> Parts:
@@ -193,7 +202,7 @@ def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -
     fields that contradict themselves.
     """
     count = layer_count(fields)
-    mixers = list(_mixers(fields, count))
+    mixers = _mixers(fields, count)
     kinds = _kinds(fields, mixers)
     try:
         _check_fields(fields)
@@ -208,7 +217,12 @@ def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -
                 words |= {word for name in names for word in name.split(".")}
             matrices = tuple(_stored(each, number, quantised, plain) for each in layer.matrices)
             groups.setdefault(replace(layer, matrices=matrices), []).append(number)
-        others = tuple(_others(fields, quantised, plain, tied=tied, layers=count))
+        others = tuple(
+            _in_form(each, quantised.of(["lm_head"], plain, linear=False))
+            if each.name == "lm_head"
+            else _in_form(each, plain)
+            for each in _others(fields, tied=tied, layers=count)
+        )
         quantised.check(words | {"Linear", "head", "lm_head", "experts", "router", "0"}, count)
     except ListedError as error:
         why = f"parts that {error.name} lists"
@@ -238,42 +252,66 @@ def layer_count(fields: Fields) -> int:
 # What each layer is.
 
 
-def _mixers(fields: Fields, count: int) -> Iterator[str]:
-    """Yield the word of each layer, as its config has it."""
-    listed = fields.words("layer_types", "layers_block_type")
+def _mixers(fields: Fields, count: int) -> list[str]:
+    """Return the word of each layer, as its config has it."""
+    words = fields.words("layer_types", "layers_block_type")
     letters = fields.get("hybrid_override_pattern")
     period, full = fields.count("attn_layer_period"), fields.numbers(*_FULL)
-    other = "mamba" if fields.get(_FULL[0]) else "conv"
-    if listed:
+    if words:
         state = "mamba" if _is_mamba(fields) else "linear_attention"
-        yield from (state if word == "linear_attention" else word for word in listed)
+        words = [state if word == "linear_attention" else word for word in words]
     elif fields.get("model_type") == "falcon_h1":  # attention and Mamba side by side
-        yield from ["hybrid"] * count
+        words = ["hybrid"] * count
     elif full:
-        yield from ("full_attention" if number in full else other for number in range(count))
+        other = "mamba" if fields.get(_FULL[0]) else "conv"
+        words = _either("full_attention", other, (number in full for number in range(count)))
     elif period:
         offset = fields.count("attn_layer_offset", least=0) or 0
-        yield from (
-            "full_attention" if number % period == offset else "mamba" for number in range(count)
-        )
+        at = (number % period == offset for number in range(count))
+        words = _either("full_attention", "mamba", at)
     elif isinstance(letters, str):
-        yield from (_LETTERS.get(letter, letter) for letter in letters)
-    elif (ratios := fields.numbers("compress_ratios")) is not None:
-        yield from (
-            "compressed_attention" if ratio else "sliding_attention" for ratio in ratios[:count]
-        )
-    elif (kinds := fields.numbers("attn_type_list")) is not None:
-        yield from ("full_attention" if kind else "linear_attention" for kind in kinds)
-    elif (pattern := fields.numbers("hybrid_layer_pattern")) is not None:
-        yield from ("sliding_attention" if narrow else "full_attention" for narrow in pattern)
+        words = [_LETTERS.get(letter, letter) for letter in letters]
+    elif row := next((each for each in _FLAGS if fields.get(each[0]) is not None), None):
+        name, one, other = row
+        flags = fields.numbers(name) or []
+        words = _either(one, other, flags[:count] if name == "compress_ratios" else flags)
     elif (linear := fields.inner("linear_attn_config")) is not None:
         states = set(linear.numbers("kda_layers") or ())
-        yield from (
-            "linear_attention" if number in states else "full_attention"
-            for number in range(1, count + 1)
-        )
+        at = (number in states for number in range(1, count + 1))
+        words = _either("linear_attention", "full_attention", at)
     else:
-        yield from _by_rule(fields, count)
+        words = _by_rule(fields, count)
+    return words
+
+
+def _by_rule(fields: Fields, count: int) -> list[str]:
+    """Return the word of each layer where the config gives a rule, or none."""
+    numbers, kind = range(1, count + 1), str(fields.get("model_type"))
+    every = fields.count("full_attention_interval", "layer_group_size")
+    if any(fields.get(name) for name in _STATES):
+        full = [not every or number % every == 0 for number in numbers]
+        return _either("full_attention", "linear_attention", full)
+    if window_of(fields) and fields.flag("use_sliding_window") is not False:
+        pattern = fields.get(*_PATTERNS) or _ALTERNATING.get(kind)
+        widest = fields.count("max_window_layers", least=0) or 0
+        if isinstance(pattern, str) and pattern:
+            full = [pattern[(number - 1) % len(pattern)] == "G" for number in numbers]
+        elif isinstance(pattern, int) and pattern > 0:
+            full = [number % pattern == 0 for number in numbers]
+        else:
+            full = [bool(fields.flag("use_sliding_window")) and n <= widest for n in numbers]
+        return _either("full_attention", "sliding_attention", full)
+    if fields.get("attention_chunk_size"):
+        rotated = fields.numbers("no_rope_layers") or []
+        nope = fields.count("no_rope_layer_interval") or (4 if kind.startswith("llama4") else 0)
+        local = [bool(number % nope) if nope else True for number in numbers]
+        local[: len(rotated)] = map(bool, rotated[:count])
+        return _either("chunked_attention", "full_attention", local)
+    return ["full_attention"] * count
+
+
+def _either(one: str, other: str, flags: Iterable[Any]) -> list[str]:
+    return [one if flag else other for flag in flags]
 
 
 def _is_mamba(fields: Fields) -> bool:
@@ -282,40 +320,6 @@ def _is_mamba(fields: Fields) -> bool:
     return not any(fields.get(name) for name in linear) and any(
         fields.get(name) for name in (*_MAMBA[0], "mamba_d_state")
     )
-
-
-def _by_rule(fields: Fields, count: int) -> Iterator[str]:
-    """Yield the word of each layer where the config gives a rule."""
-    window = window_of(fields)
-    every = fields.count("full_attention_interval", "layer_group_size")
-    if any(fields.get(name) for name in _STATES):
-        for number in range(1, count + 1):
-            yield "linear_attention" if every and number % every else "full_attention"
-        return
-    if window and fields.flag("use_sliding_window") is not False:
-        pattern = fields.get(*_PATTERNS) or _ALTERNATING.get(str(fields.get("model_type")))
-        widest = fields.count("max_window_layers", least=0)
-        windowed = fields.flag("use_sliding_window") and widest is not None
-        for number in range(count):
-            if isinstance(pattern, str) and pattern:
-                full = pattern[number % len(pattern)] == "G"
-            elif isinstance(pattern, int) and pattern > 0:
-                full = (number + 1) % pattern == 0
-            else:
-                full = bool(windowed and number < (widest or 0))
-            yield "full_attention" if full else "sliding_attention"
-    elif fields.get("attention_chunk_size"):
-        rotated = fields.numbers("no_rope_layers") or []
-        nope = fields.count("no_rope_layer_interval") or (
-            4 if str(fields.get("model_type")).startswith("llama4") else 0
-        )
-        for number in range(count):
-            local = (number + 1) % nope if nope else True
-            if number < len(rotated):
-                local = rotated[number]
-            yield "chunked_attention" if local else "full_attention"
-    else:
-        yield from ["full_attention"] * count
 
 
 def window_of(fields: Fields) -> int | None:
@@ -354,11 +358,8 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
         raise _UncountedError(f"kinds for {len(mixers):,} layers of {count:,}")
     if _unplaced(fields, mixers):
         raise _UncountedError("layers with a state, in places that no field names")
-    blocks = fields.get("block_configs")
-    if blocks is not None and not (isinstance(blocks, list) and len(blocks) == count):
-        raise fields.wrong(("block_configs",), blocks, f"a list of {count:,} objects")
     alone = any(word in _ALONE for word in mixers)
-    afters = None if alone else list(_afters(fields, count))
+    afters = None if alone else _afters(fields, count)
     ratios, indexes = fields.numbers("compress_ratios"), _indexes(fields, count)
     shared = fields.count("num_kv_shared_layers", least=0) or 0
     for number, word in enumerate(mixers):
@@ -370,29 +371,51 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
                 mixer = word
             if mixer is None:
                 raise _UncountedError(f"layers of the kind {shown(word).strip(chr(34))}")
-        yield _Place(
+        place = _Place(
             mixer=mixer,
             after=after,
             index=indexes[number] if mixer in ("full_attention", "compressed_attention") else None,
             ratio=(ratios[number] or 1) if ratios and number < len(ratios) else _rate(fields, word),
             kept=number < count - shared,
-            block=None if blocks is None else number,
-            **_own_shape(fields, number),
         )
+        yield _own_shape(fields, place, number, count)
 
 
-def _own_shape(fields: Fields, number: int) -> dict[str, int | None]:
-    """Return what a layer has of a width and of KV heads of its own (Gemma 4)."""
-    shapes = fields.plain().get("per_layer_config")
-    changes = None
+def _own_shape(fields: Fields, place: _Place, number: int, count: int) -> _Place:
+    """Return a layer with what a config gives it alone: Gemma 4's, or a block's (2411.19146)."""
+    shapes, blocks = fields.plain().get("per_layer_config"), fields.get("block_configs")
     if isinstance(shapes, Mapping):  # by numbers that may start with zeros
         changes = next((shapes[key] for key in shapes if f"{key}".zfill(9) == f"{number:09}"), None)
-    if changes is None:
-        return {}
-    shape = Fields(changes, f"{fields.where}: per_layer_config {number}")
-    return {
-        "head_dim": shape.count("head_dim"), "kv_heads": shape.count("num_key_value_heads"),
-    }  # fmt: skip
+        if changes is not None:
+            shape = Fields(changes, f"{fields.where}: per_layer_config {number}")
+            heads = shape.count("num_key_value_heads")
+            place = replace(place, head_dim=shape.count("head_dim"), kv_heads=heads)
+    if blocks is None:
+        return place
+    if not (isinstance(blocks, list) and len(blocks) == count):
+        raise fields.wrong(("block_configs",), blocks, f"a list of {count:,} objects")
+    block = Fields(blocks[number], f"{fields.where}: block_configs {number}")
+    attention, mlp = block.inner("attention"), block.inner("ffn")
+    if attention is None or mlp is None:
+        raise _UncountedError(f"block_configs {number} without attention or ffn")
+    for each in (attention, mlp):
+        if any(each.get(name) for name in ("replace_with_linear", "sparsify", "window_length")):
+            raise _UncountedError("layers that are linear or sparse by block_configs")
+    kv_heads = width = None
+    if not attention.flag("no_op"):
+        heads = fields.need("num_attention_heads")
+        kv_heads = max(heads // attention.need("n_heads_in_group"), 1)
+    if not mlp.flag("no_op"):
+        factor = mlp.get("ffn_mult")
+        width = mlp.count("intermediate_size")
+        if width is None:
+            if not isinstance(factor, int | float) or not 0 < factor < 1000:
+                raise mlp.wrong(("ffn_mult",), factor, "a number above 0")
+            width = -(-int(2 * factor * fields.need("hidden_size") / 3) // 256) * 256
+    return _Place(
+        mixer="full_attention" if kv_heads else None, after="dense" if width else None,
+        kv_heads=kv_heads, mlp_width=width,
+    )  # fmt: skip
 
 
 def _rate(fields: Fields, word: str) -> int:
@@ -426,50 +449,40 @@ def _indexes(fields: Fields, count: int) -> list[str | None]:
     ]
 
 
-def _afters(fields: Fields, count: int) -> Iterator[str]:
-    """Yield what follows attention in each layer: a dense MLP or experts."""
+def _afters(fields: Fields, count: int) -> list[str]:
+    """Return what follows attention in each layer: a dense MLP or experts."""
     if (fields.count(*EXPERTS, least=0) or 0) < 2:  # one is an MLP that all tokens visit
-        yield from ["dense"] * count
-        return
+        return ["dense"] * count
     if fields.get("model_type") == _SHORTCUT:
-        yield from ["moe", "dense"] * (count // 2)
-        return
-    listed = fields.words("mlp_layer_types")
-    enumerated = fields.get("moe_layers_enum")
-    if isinstance(enumerated, str):
-        numbers: set[int] | None = {int(each) for each in enumerated.split(",") if each.isdigit()}
-    else:
-        numbers = set(fields.numbers("moe_layers_enum") or ()) if enumerated else None
+        return ["moe", "dense"] * (count // 2)
+    enumerated, frequency = fields.get("moe_layers_enum"), fields.get("moe_layer_freq")
+    is_list, dense = isinstance(frequency, list | tuple), fields.numbers("mlp_only_layers") or ()
     first = fields.count("first_k_dense_replace", "num_dense_layers", least=0) or 0
-    frequency = fields.get("moe_layer_freq")
-    frequencies = fields.numbers("moe_layer_freq") if isinstance(frequency, list | tuple) else None
-    every = 1 if frequencies is not None else fields.count("moe_layer_freq") or 1
+    every = 1 if is_list else fields.count("moe_layer_freq") or 1
+    step = fields.count("moe_layer_interval", "decoder_sparse_step", "interleave_moe_layer_step")
+    if listed := fields.words("mlp_layer_types"):
+        words = [*listed, *[listed[-1]] * count][:count]
+        chosen = {number for number, word in enumerate(words) if word != "dense"}
+    elif isinstance(enumerated, str):
+        chosen = {int(each) for each in enumerated.split(",") if each.isdigit()}
+    elif enumerated:
+        chosen = set(fields.numbers("moe_layers_enum") or ())
+    elif is_list:
+        flags = fields.numbers("moe_layer_freq") or ()
+        chosen = {number for number, flag in enumerate(flags) if flag}
+    else:
+        chosen = {
+            number
+            for number in range(first, count)
+            if number % every == 0 and (number + 1) % (step or 1) == 0 and number not in dense
+        }
     start, end = fields.get("moe_layer_start_index"), fields.get("moe_layer_end_index")
-    step = (
-        fields.count("moe_layer_interval")
-        or fields.count("decoder_sparse_step")
-        or fields.count("interleave_moe_layer_step")
-        or 1
-    )
-    dense, period = (
-        set(fields.numbers("mlp_only_layers") or ()),
-        fields.count("expert_layer_period"),
-    )
-    for number in range(count):
-        if listed:
-            moe = (listed[number] if number < len(listed) else listed[-1]) != "dense"
-        elif numbers is not None:
-            moe = number in numbers
-        elif frequencies is not None:
-            moe = number < len(frequencies) and bool(frequencies[number])
-        else:
-            moe = number >= first and number % every == 0
-            moe = moe and number not in dense and (number + 1) % step == 0
-        if isinstance(start, int) and isinstance(end, int):
-            moe = moe and start <= number <= (end if end >= 0 else count)
-        if period:
-            moe = number % period == (fields.count("expert_layer_offset", least=0) or 0)
-        yield "moe" if moe else "dense"
+    if isinstance(start, int) and isinstance(end, int):
+        chosen = {each for each in chosen if start <= each <= (end if end >= 0 else count)}
+    if period := fields.count("expert_layer_period"):
+        offset = fields.count("expert_layer_offset", least=0) or 0
+        chosen = {number for number in range(count) if number % period == offset}
+    return _either("moe", "dense", (number in chosen for number in range(count)))
 
 
 # What a layer of each kind holds.
@@ -488,8 +501,6 @@ def _matrix(
 def _layer(fields: Fields, place: _Place, plain: Form) -> Layers:
     hidden, raw = fields.need("hidden_size"), list[Matrix]()
     attention = state = width = experts = None
-    if place.block is not None:
-        return _shaped(fields, place.block)
     if place.mixer in ("mamba", "linear_attention", "hybrid", "conv"):
         kind = "mamba" if place.mixer == "hybrid" else place.mixer
         state, matrices = _state(fields, hidden, kind, plain)
@@ -505,7 +516,8 @@ def _layer(fields: Fields, place: _Place, plain: Form) -> Layers:
     both = any(fields.flag(name) for name in ("enable_moe_block", "residual_moe")) or narrow
     both = both or fields.get("model_type") == _SHORTCUT
     if place.after == "dense" or (both and place.after == "moe"):
-        width = hidden if narrow and place.after == "moe" else _dense_width(fields)
+        width = hidden if narrow and place.after == "moe" else place.mlp_width
+        width = width or _dense_width(fields)
         raw += _mlp("mlp", hidden, width, _gated(fields))
     if place.after == "moe":
         experts, matrices = _experts(fields, hidden, "moe" if both else "mlp")
@@ -772,10 +784,8 @@ def _part(fields: Fields, *names: str) -> int:
 
 
 def _dense_width(fields: Fields) -> int:
-    if fields.get("model_type") == "granitemoehybrid":
-        return _part(fields, "shared_intermediate_size", "intermediate_size")
-    if fields.get("model_type") == _SHORTCUT:
-        return _part(fields, "ffn_hidden_size", "intermediate_size")
+    if name := _WIDTHS.get(str(fields.get("model_type"))):
+        return _part(fields, name, "intermediate_size")
     width = fields.count("block_ff_dim", *_DENSE_WIDTH)
     if width is None:
         raise _UncountedError("an MLP whose intermediate_size is missing")
@@ -838,39 +848,6 @@ def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[Matr
     return experts, raw
 
 
-def _shaped(fields: Fields, number: int) -> Layers:
-    """Return a layer of a config that gives each one a shape of its own (arXiv 2411.19146)."""
-    block = Fields(fields.get("block_configs")[number], f"{fields.where}: block_configs {number}")
-    attention_of, mlp_of = block.inner("attention"), block.inner("ffn")
-    if attention_of is None or mlp_of is None:
-        raise _UncountedError(f"block_configs {number} without attention or ffn")
-    for each in (attention_of, mlp_of):
-        if any(each.get(name) for name in ("replace_with_linear", "sparsify", "window_length")):
-            raise _UncountedError("layers that are linear or sparse by block_configs")
-    hidden, heads, width = (
-        fields.need("hidden_size"),
-        fields.need("num_attention_heads"),
-        head_dim(fields),
-    )
-    raw: list[Matrix] = []
-    attention = size = None
-    if not attention_of.flag("no_op"):
-        kv_heads = max(heads // attention_of.need("n_heads_in_group"), 1)
-        attention = Attention(
-            kind="full_attention", heads=heads, kv_heads=kv_heads, head_dim=width, v_head_dim=width
-        )
-        raw += _attention_matrices(fields, hidden, attention)
-    if not mlp_of.flag("no_op"):
-        factor = mlp_of.get("ffn_mult")
-        size = mlp_of.count("intermediate_size")
-        if size is None:
-            if not isinstance(factor, int | float) or not 0 < factor < 1000:
-                raise mlp_of.wrong(("ffn_mult",), factor, "a number above 0")
-            size = -(-int(2 * factor * hidden / 3) // 256) * 256
-        raw += _mlp("mlp", hidden, size, _gated(fields))
-    return Layers(places=(), attention=attention, mlp_width=size, matrices=tuple(raw))
-
-
 # In which form, and what is outside of the layers.
 
 
@@ -894,30 +871,21 @@ def _in_form(matrix: Matrix, form: Form) -> Matrix:
     return replace(matrix, precision=form.name, parameter_bytes=form.parameter_bytes)
 
 
-def _others(
-    fields: Fields, quantised: Quantised, plain: Form, *, tied: bool, layers: int
-) -> Iterator[Matrix]:
+def _others(fields: Fields, *, tied: bool, layers: int) -> Iterator[Matrix]:
     """Yield the matrices outside of the layers."""
     hidden, vocabulary = fields.need("hidden_size"), fields.need("vocab_size")
-
-    def matrix(name: str, inputs: int, outputs: int, *, used: int, form: Form = plain) -> Matrix:
-        return _in_form(_matrix(name, inputs, outputs, 1, used), form)
-
-    yield matrix("embed_tokens", hidden, vocabulary, used=1 if tied else 0)
+    yield _matrix("embed_tokens", hidden, vocabulary, used=1 if tied else 0)
     if not tied:
-        form = quantised.of(["lm_head"], plain, linear=False)
-        words = _of_draft(fields, "draft_vocab_size") or vocabulary
-        yield matrix("lm_head", hidden, words, used=1, form=form)
+        yield _matrix("lm_head", hidden, _of_draft(fields, "draft_vocab_size") or vocabulary)
     if _drafts_by_eagle(fields):
-        tapped = _TAPPED * (_of_draft(fields, "target_hidden_size") or hidden)
-        yield matrix("fc", tapped, hidden, used=1)
+        yield _matrix("fc", _TAPPED * (_of_draft(fields, "target_hidden_size") or hidden), hidden)
     if beside := fields.count("hidden_size_per_layer_input", least=0):
         words = fields.count("vocab_size_per_layer_input") or vocabulary
-        yield matrix("embed_tokens_per_layer", layers * beside, words, used=0)
-        yield matrix("per_layer_model_projection", hidden, layers * beside, used=1)
+        yield _matrix("embed_tokens_per_layer", layers * beside, words, used=0)
+        yield _matrix("per_layer_model_projection", hidden, layers * beside)
     for name in _TOWERS:
         if (tower := fields.get(name, around=True)) is not None:
-            yield matrix(name.removesuffix("_config"), 1, _tower(tower, name, fields), used=0)
+            yield _matrix(name.removesuffix("_config"), 1, _tower(tower, name, fields), used=0)
 
 
 def _of_draft(fields: Fields, name: str) -> int | None:

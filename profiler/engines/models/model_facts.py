@@ -95,11 +95,11 @@ def facts_from_config(
     tied = fields.tied()
     if tied is None:
         tied = stored is not None and not stored.output
-    stored_dtype = fields.dtype()
-    stored_dtype = (
-        "bfloat16" if stored_dtype in (None, "float32") else stored_dtype
-    )  # vLLM's auto halves what is float32
-    named = stored_dtype if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+    named = fields.dtype()
+    if dtype not in (None, "auto"):
+        named = str(dtype).removeprefix("torch.")
+    elif named in (None, "float32"):  # which vLLM's auto halves
+        named = "bfloat16"
     element = bytes_of(named)
     plain = named if element != 1 else "bfloat16"  # of what is left of quantised weights
     parts = parts_of(

@@ -193,7 +193,7 @@ class Quantised:
         groups = config.get("config_groups")
         named = config.get("quantized_layers")
         for group in groups.values() if isinstance(groups, Mapping) else ():
-            weights = group.get("weights") if isinstance(group, Mapping) else None
+            weights = _at(group, "weights")
             if isinstance(weights, Mapping) and not named:
                 targets = self._list(group.get("targets"), "targets")
                 if _LINEAR in targets or not targets:
@@ -204,14 +204,12 @@ class Quantised:
                     self._targets += others
                     modules = (_CLASSES.get(each, each) for each in others)
                     yield _Patterns(modules), _of_group(weights)
-        if isinstance(named, Mapping):
-            by_form: dict[Form, list[str]] = {}
-            for name, each in named.items():
-                if isinstance(each, Mapping):
-                    group_form = _of_algorithm(each.get("quant_algo"), each.get("group_size"))
-                    by_form.setdefault(group_form, []).append(str(name))
-            for group_form, names in by_form.items():
-                yield _Patterns(names), group_form
+        by_form: dict[Form, list[str]] = {}
+        for name, each in _pairs(named):
+            if isinstance(each, Mapping):
+                form_of = _of_algorithm(each.get("quant_algo"), each.get("group_size"))
+                by_form.setdefault(form_of, []).append(name)
+        yield from ((_Patterns(names), form_of) for form_of, names in by_form.items())
         if not groups and not named and (rest := self._rest()) is not None:
             yield None, rest
         elif self._over_blocks:
@@ -301,6 +299,13 @@ def _told(fields: Fields, beside: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**config, **inner} if isinstance(inner, Mapping) else dict(config)
 
 
+def _at(told: Any, *names: str) -> Any:
+    """Return what lies under names in objects within each other, None where it is not there."""
+    for name in names:
+        told = told.get(name) if isinstance(told, Mapping) else None
+    return told
+
+
 def _pairs(told: Any) -> Iterator[tuple[str, Any]]:
     """Yield names of modules and what is told of each; nothing of what is no object."""
     if isinstance(told, Mapping):
@@ -315,7 +320,7 @@ def _of_algorithm(name: Any, group: Any) -> Form:
 
 def _of_quark(told: Any) -> Form | None:
     """Return the form of a layer's weights by Quark's config of it, None where they are as is."""
-    weight = told.get("weight") if isinstance(told, Mapping) else None
+    weight = _at(told, "weight")
     if not isinstance(weight, Mapping):
         return None
     return form(_QUARK.get(str(weight.get("dtype")), "unknown"), weight.get("group_size"))
@@ -323,14 +328,8 @@ def _of_quark(told: Any) -> Form | None:
 
 def _of_torchao(told: Any) -> Form | None:
     """Return the form of all linear layers by torchao's kind of quantisation."""
-    default = told.get("default") if isinstance(told, Mapping) else None
-    kind = str(default.get("_type")) if isinstance(default, Mapping) else ""
-    data = default.get("_data") if isinstance(default, Mapping) else None
-    group = data.get("group_size") if isinstance(data, Mapping) else None
-    for word, name in _TORCHAO:
-        if word in kind:
-            return form(name, group)
-    return form("unknown")
+    kind, group = str(_at(told, "default", "_type")), _at(told, "default", "_data", "group_size")
+    return form(next((name for word, name in _TORCHAO if word in kind), "unknown"), group)
 
 
 def _of_group(weights: Mapping[str, Any]) -> Form:
