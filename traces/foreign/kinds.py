@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.source import head_of
+from traces.foreign.source import format_of, head_of
 from traces.plain_text import flag_word
 
 FileKind = Literal["samples", "requests", "traces", "passes", "forwards"]
@@ -49,9 +49,9 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
         if len(paths) > 1:
             raise UsageError("give one file of vllm bench forward at a time")
         return "forwards"
-    if outcome_import.format_of(paths[0]) is not None:
+    if format_of(paths[0], outcome_import.FORMATS) is not None:
         return "samples"
-    if request_import.format_of(paths[0]) is None:
+    if format_of(paths[0], request_import.FORMATS) is None:
         if (why := not_lines(head_of(paths[0]))) is not None:
             raise OutcomesError(f"{paths[0]}: {why}")
         return "traces"

@@ -7,9 +7,10 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from abc import ABC
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 import zstandard
@@ -37,6 +38,38 @@ _DAMAGE = (
     OverflowError,
 )
 T = TypeVar("T")
+Choices = TypeVar("Choices")
+
+
+class Reader(ABC, Generic[Choices]):
+    """A format, and one file of it, iterated once; `skipped` is whole afterwards.
+
+    `marks` are all in the first bytes of a file, `unit` is what its rows are counted in. Raises
+    OutcomesError while iterating when the file cannot be read as its format, UsageError for a
+    choice that it does not have.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str] = "line"
+    marks: ClassVar[tuple[bytes, ...]] = ()
+
+    def __init__(self, path: Path, choices: Choices) -> None:
+        self.skipped = Skipped(unit=self.unit)
+        self._path, self._choices = path, choices
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        """Whether a file with these first bytes, inflated, is of this format."""
+        return all(mark in head for mark in cls.marks)
+
+
+Format = TypeVar("Format", bound=type[Reader[Any]])
+
+
+def format_of(path: Path, formats: Sequence[Format]) -> Format | None:
+    """Return a file's format by its first bytes, None for none. Raises OutcomesError."""
+    head = head_of(path)
+    return next((each for each in formats if each.recognises(head)), None)
 
 
 def head_of(path: Path) -> bytes:

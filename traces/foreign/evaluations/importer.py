@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.evaluations import inspect_log, lm_eval
-from traces.foreign.evaluations import plain as plain_outcomes
 from traces.foreign.evaluations.alike import unlike
+from traces.foreign.evaluations.inspect_log import InspectLog
+from traces.foreign.evaluations.lm_eval import LmEvalSamples
+from traces.foreign.evaluations.plain import PlainOutcomes
 from traces.foreign.evaluations.reader import (
     Choices,
     FileFacts,
     Given,
-    OutcomeFormat,
+    OutcomeReader,
     took_too_long,
 )
 from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Suspect
-from traces.foreign.source import head_of, own_name
+from traces.foreign.source import format_of, own_name
 from traces.foreign.values import Skipped
 from traces.foreign.written import Imported, written_into
 from traces.plain_text import flag_word
@@ -42,7 +43,7 @@ from traces.schema.formats import counted, listed
 from traces.schema.tts.policy import Policy
 from traces.summary.problems import MOST_UNTOLD
 
-FORMATS = (lm_eval.FORMAT, inspect_log.FORMAT, plain_outcomes.FORMAT)
+FORMATS: tuple[type[OutcomeReader], ...] = (LmEvalSamples, InspectLog, PlainOutcomes)
 _SLICE_ROWS = 200_000
 
 
@@ -68,12 +69,6 @@ class ImportedFile:
         if self.skipped.counts:
             notes.append(f"skipped: {self.skipped.text()}")
         return [f"{self.path.name}: {each}" for each in notes]
-
-
-def format_of(path: Path) -> OutcomeFormat | None:
-    """Return a file's format by its first bytes, None for none. Raises OutcomesError."""
-    head = head_of(path)
-    return next((each for each in FORMATS if each.recognises(head)), None)
 
 
 def import_outcomes(
@@ -124,7 +119,7 @@ def import_outcomes(
     for at, path in enumerate(paths):
         if on_file is not None:
             on_file(path)
-        reader = chosen.open(path, choices)
+        reader = chosen(path, choices)
         count = 0
         for outcome in reader:
             table.add(outcome, file=at)
@@ -192,8 +187,8 @@ def _check_copied(counted: Counted, files: Sequence[ImportedFile]) -> None:
     )
 
 
-def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
-    formats = {path: format_of(path) for path in paths}
+def _same_format(paths: Sequence[Path]) -> type[OutcomeReader]:
+    formats = {path: format_of(path, FORMATS) for path in paths}
     for path, each in formats.items():
         if each is None:
             raise OutcomesError(
@@ -392,7 +387,7 @@ def _check_longest(counted: Counted, given: Given) -> None:
 
 
 def _notes(
-    chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counted, given: Given
+    chosen: type[OutcomeReader], files: Sequence[ImportedFile], counted: Counted, given: Given
 ) -> list[str]:
     names = listed([each.path.name for each in files], 4)
     notes = [f"imported from {chosen.name}: {names}. Times and engine are not known"]
@@ -452,7 +447,7 @@ def _notes(
 _BY_ITSELF = ". The sets have different numbers of samples: import each set by itself"
 
 
-def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
+def _of_numbers(chosen: type[OutcomeReader], counted: Counted) -> list[str]:
     """Return what to know of how many samples can vote."""
     notes = []
     if counted.prose:
@@ -542,7 +537,7 @@ def _model(files: Sequence[ImportedFile], given: Given) -> str:
 
 def _write(
     folder: Path,
-    chosen: OutcomeFormat,
+    chosen: type[OutcomeReader],
     files: Sequence[ImportedFile],
     counted: Counted,
     notes: Sequence[str],

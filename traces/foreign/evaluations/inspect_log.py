@@ -18,15 +18,14 @@ from traces.files import LINE_VALUES
 from traces.foreign.evaluations.reader import (
     FAILED,
     Choices,
-    FileFacts,
     Outcome,
-    OutcomeFormat,
+    OutcomeReader,
     ended_by,
     judged,
     some,
 )
 from traces.foreign.source import ENTRY_BYTES, ArrayStream, ZipSource, decode, decode_read
-from traces.foreign.values import Skipped, finite, truth, whole_number
+from traces.foreign.values import finite, truth, whole_number
 
 _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
@@ -94,13 +93,18 @@ class _Header(msgspec.Struct):
     plan: _Plan | None = None
 
 
-class InspectLog:
-    """Reads a log (see `OutcomeReader`). The `score` chosen is a scorer's name."""
+class InspectLog(OutcomeReader):
+    """Reads a log. The `score` chosen is a scorer's name."""
+
+    name = "inspect_ai log"
+    unit = "sample"
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        return head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or _JSON.match(head) is not None
 
     def __init__(self, path: Path, choices: Choices) -> None:
-        self.facts = FileFacts()
-        self.skipped = Skipped(unit="sample")
-        self._path, self._choices = path, choices
+        super().__init__(path, choices)
         self._scorer = choices.score
         self._others: dict[str, None] = {}
         self._scored = False
@@ -396,10 +400,3 @@ def _first_choice(output: _Output | None) -> dict[str, Any]:
     choices = output.choices if output is not None else None
     first = choices[0] if isinstance(choices, list) and choices else None
     return first if isinstance(first, dict) else {}
-
-
-def _recognises(head: bytes) -> bool:
-    return head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or _JSON.match(head) is not None
-
-
-FORMAT = OutcomeFormat(name="inspect_ai log", recognises=_recognises, open=InspectLog)

@@ -14,9 +14,8 @@ from typing import Any
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations.reader import (
     Choices,
-    FileFacts,
     Outcome,
-    OutcomeFormat,
+    OutcomeReader,
     judged,
     some,
 )
@@ -50,21 +49,27 @@ def _argument(arguments: Any, place: int) -> Any:
         return None
 
 
-class LmEvalSamples:
-    """Reads a samples file (see `OutcomeReader`).
+class LmEvalSamples(OutcomeReader):
+    """Reads a samples file.
 
     The answers are those of one filter and judged by one metric, chosen as lm-eval names them:
     "metric", or "metric,filter".
     """
 
+    name = "lm-evaluation-harness samples"
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        has_keys = b'"resps"' in head or b'"arguments"' in head
+        cut = b"\n" not in head and b'"doc"' in head  # a first line that is longer
+        return b'"doc_id"' in head and (has_keys or cut)
+
     def __init__(self, path: Path, choices: Choices) -> None:
+        super().__init__(path, choices)
         match = _NAME.fullmatch(path.name)
         folder = path.resolve().parent.name
-        self.facts = FileFacts(
-            task=match[1] if match else None, folder=folder if "__" in folder else None
-        )
-        self.skipped = Skipped(unit="line")
-        self._path, self._choices = path, choices
+        self.facts.task = match[1] if match else None
+        self.facts.folder = folder if "__" in folder else None
         self._metric, _, chosen = (choices.score or "").partition(",")
         self._filter: str | None = chosen or None
         self._others: dict[str, None] = {}
@@ -305,14 +310,3 @@ def _is_likelihood(value: Any) -> bool:
 def _unless_invalid(answer: str | None) -> str | None:
     """Return the answer; lm-eval's filters write [invalid] where they found none."""
     return None if answer is None or answer.strip() in ("", "[invalid]") else answer.strip()
-
-
-def _recognises(head: bytes) -> bool:
-    has_keys = b'"resps"' in head or b'"arguments"' in head
-    cut = b"\n" not in head and b'"doc"' in head  # a first line that is longer
-    return b'"doc_id"' in head and (has_keys or cut)
-
-
-FORMAT = OutcomeFormat(
-    name="lm-evaluation-harness samples", recognises=_recognises, open=LmEvalSamples
-)

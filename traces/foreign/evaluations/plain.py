@@ -24,9 +24,8 @@ from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations.reader import (
     FAILED,
     Choices,
-    FileFacts,
     Outcome,
-    OutcomeFormat,
+    OutcomeReader,
     ended_by,
 )
 from traces.foreign.source import head_of, objects_in, text_lines
@@ -89,13 +88,22 @@ class _OfModel(msgspec.Struct, gc=False):
     model: Any = None
 
 
-class PlainOutcomes:
-    """Reads plain outcomes (see `OutcomeReader`), of several models the lines of the one chosen."""
+class PlainOutcomes(OutcomeReader):
+    """Reads plain outcomes, of several models the lines of the one chosen."""
+
+    name = "outcomes JSONL"
+    completions = False
+    shape = "Plain outcomes are one JSON object a line (see docs/import.md)"
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        has_keys = _KEYS.search(head) is not None
+        cut = b"\n" not in head and b'"ph"' not in head  # a first line that is longer
+        return b'"problem_id"' in head and (has_keys or cut) and not_lines(head) is None
 
     def __init__(self, path: Path, choices: Choices) -> None:
-        self.facts = FileFacts()
-        self.skipped = Skipped(unit="line")
-        self._path, self._limit = path, choices.limit_bytes
+        super().__init__(path, choices)
+        self._limit = choices.limit_bytes
         self._prompt_column = choices.prompt_column
         self._chosen, self._only = choices.model, False
         self._unread = Skipped(unit="line")  # names that are not read
@@ -329,12 +337,6 @@ def _meant(name: str) -> str | None:
     return next(iter(get_close_matches(name.lower(), sorted(_READ), 1, _MISSPELT)), None)
 
 
-def _recognises(head: bytes) -> bool:
-    has_keys = _KEYS.search(head) is not None
-    cut = b"\n" not in head and b'"ph"' not in head  # a first line that is longer
-    return b'"problem_id"' in head and (has_keys or cut) and not_lines(head) is None
-
-
 _NAMES = (
     "problem_id", "sample_index", "correct", "answer", "expected", "output_tokens",
     "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "score", "scores",
@@ -343,7 +345,7 @@ _NAMES = (
 _NEEDED = _NAMES[:3]
 _MOST_COLUMNS = 8
 _REQUESTS = "TIMESTAMP,ContextTokens,GeneratedTokens"
-_LINES = "Plain outcomes are one JSON object a line (see docs/import.md)"
+_LINES = PlainOutcomes.shape
 
 
 def not_lines(head: bytes) -> str | None:
@@ -392,12 +394,3 @@ def _lacking(text: bytes) -> str | None:
             "timestamp, input_length, output_length, so no requests (see docs/import.md)"
         )
     return f"has lines of JSON without {', '.join(lacking)}, so no samples. {_LINES}"
-
-
-FORMAT = OutcomeFormat(
-    name="outcomes JSONL",
-    recognises=_recognises,
-    open=PlainOutcomes,
-    completions=False,
-    shape=_LINES,
-)

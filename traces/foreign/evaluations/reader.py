@@ -1,18 +1,19 @@
 """What every reader of outcomes gives: samples with their answers, and what it had to leave out.
 
-A format is a name, a look at the first bytes, and a reader. Each must pass the
-tests of tests/traces/foreign.
+A format is a class. Each must pass the tests of tests/traces/foreign.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final
 
 import msgspec
 
+from traces.foreign.source import Reader
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped
 from traces.schema.engine import ModelFacts
 from traces.schema.formats import listed
@@ -155,33 +156,23 @@ class Given:
         return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
 
 
-class OutcomeReader(Protocol):
-    """One file, iterated once; `facts` and `skipped` are whole afterwards.
+class OutcomeReader(Reader[Choices]):
+    """Samples; `facts` are whole once they are read.
 
-    Raises OutcomesError while iterating when the file cannot be read as its format,
-    UsageError for a choice that it does not have.
+    `completions` says whether the format holds the texts that a verifier reads answers from,
+    `shape` in a sentence how a file of it must look.
     """
 
-    facts: FileFacts
-    skipped: Skipped
+    completions: ClassVar[bool] = True
+    shape: ClassVar[str] = ""
 
+    def __init__(self, path: Path, choices: Choices) -> None:
+        super().__init__(path, choices)
+        self.facts = FileFacts()
+
+    @abstractmethod
     def __iter__(self) -> Iterator[Outcome]:
         """Yield the samples in the file's order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutcomeFormat:
-    """A foreign format: `recognises` looks at the first bytes of a file, inflated.
-
-    `completions` says whether it holds the texts that a verifier reads answers from, `shape` in a
-    sentence how a file of it must look.
-    """
-
-    name: str
-    recognises: Callable[[bytes], bool]
-    open: Callable[[Path, Choices], OutcomeReader]
-    completions: bool = True
-    shape: str = ""
 
 
 def some(names: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from traces.foreign.requests.reader import (
     RequestReader,
 )
 from traces.foreign.requests.vllm_bench import SglangBench, VllmBench
-from traces.foreign.source import head_of, own_name
+from traces.foreign.source import format_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.foreign.written import Imported, Written, written_into
 from traces.recording.manifest import WorkloadFacts, check_free
@@ -44,12 +44,6 @@ FORMATS: tuple[type[RequestReader], ...] = (
 _PART_ROWS = 500_000
 
 
-def format_of(path: Path) -> type[RequestReader] | None:
-    """Return a file's format by its first bytes, None for none. Raises OutcomesError."""
-    head = head_of(path)
-    return next((each for each in FORMATS if each.recognises(head)), None)
-
-
 def import_requests(
     path: Path,
     folder: Path,
@@ -64,7 +58,7 @@ def import_requests(
     the folder cannot be written.
     """
     check_free(folder)
-    chosen = format_of(path)
+    chosen = format_of(path, FORMATS)
     if chosen is None:
         raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
     reader = chosen(path, choices or RequestChoices())

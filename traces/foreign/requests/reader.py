@@ -7,7 +7,7 @@ held whole.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,11 +17,10 @@ from typing import Any, ClassVar, NamedTuple
 import polars as pl
 
 from traces.errors import UsageError
-from traces.foreign.source import objects
+from traces.foreign.source import Reader, objects
 from traces.foreign.values import (
     BLOCK_TOKENS,
     LIMIT_BYTES,
-    Skipped,
     finite,
     whole_number,
 )
@@ -91,30 +90,17 @@ class RequestChoices:
     limit_bytes: int = LIMIT_BYTES
 
 
-class RequestReader(ABC):
-    """A format, and one file of it, iterated once; `facts` and `skipped` are whole afterwards.
+class RequestReader(Reader[RequestChoices]):
+    """Requests; `facts` are whole once they are read.
 
-    `measured` says that a client measured the requests, else only their arrivals are known. `marks`
-    are all in the first bytes of a file, `unit` is what its requests are counted in.
-
-    Raises OutcomesError while iterating when the file cannot be read as its format,
-    UsageError for a choice that it does not have.
+    `measured` says that a client measured them, else only their arrivals are known.
     """
 
-    name: ClassVar[str]
     measured: ClassVar[bool] = True
-    marks: ClassVar[tuple[bytes, ...]] = ()
-    unit: ClassVar[str] = "line"
 
     def __init__(self, path: Path, choices: RequestChoices) -> None:
+        super().__init__(path, choices)
         self.facts = RequestFacts()
-        self.skipped = Skipped(unit=self.unit)
-        self._path, self._choices = path, choices
-
-    @classmethod
-    def recognises(cls, head: bytes) -> bool:
-        """Whether a file with these first bytes, inflated, is of this format."""
-        return all(mark in head for mark in cls.marks)
 
     @abstractmethod
     def __iter__(self) -> Iterator[pl.DataFrame]:
