@@ -146,32 +146,25 @@ def layers_of(facts: ModelFacts) -> tuple[tuple[Layers, ...], tuple[Matrix, ...]
     query = facts.num_attention_heads * facts.head_dim
     key = facts.num_key_value_heads * facts.head_dim
     form = "bfloat16" if facts.quantization is None else facts.quantization
-
-    def matrix(name: str, inputs: int, outputs: int, used: int = 1) -> Matrix:
-        return Matrix(
-            name=name, inputs=inputs, outputs=outputs, precision=form, parameter_bytes=None,
-            used=used,
-        )  # fmt: skip
-
     sizes = (
         ("self_attn.q_proj", hidden, query), ("self_attn.k_proj", hidden, key),
         ("self_attn.v_proj", hidden, key), ("self_attn.o_proj", query, hidden),
         ("mlp.gate_proj", hidden, width), ("mlp.up_proj", hidden, width),
-        ("mlp.down_proj", width, hidden),
+        ("mlp.down_proj", width, hidden), ("lm_head", hidden, facts.vocab_size),
     )  # fmt: skip
+    *matrices, lm_head = (
+        Matrix(name=name, inputs=into, outputs=out, precision=form, parameter_bytes=None)
+        for name, into, out in sizes
+    )
     attention = Attention(
         kind="full_attention", heads=facts.num_attention_heads, kv_heads=facts.num_key_value_heads,
         head_dim=facts.head_dim, v_head_dim=facts.head_dim,
     )  # fmt: skip
     layer = Layers(
         places=tuple(range(facts.num_hidden_layers)), attention=attention, mlp_width=width,
-        matrices=tuple(matrix(*each) for each in sizes),
+        matrices=tuple(matrices),
     )  # fmt: skip
-    lm_head = Matrix(
-        name="lm_head", inputs=hidden, outputs=facts.vocab_size, precision="bfloat16",
-        parameter_bytes=None,
-    )  # fmt: skip
-    return (layer,), (lm_head,)
+    return (layer,), (replace(lm_head, precision="bfloat16"),)
 
 
 def with_router(facts: ModelFacts, version: tuple[int, int] | None) -> ModelFacts:
