@@ -98,6 +98,7 @@ def replay(
     changes: Mapping[str, Any] | None = None,
     *,
     learn: Sequence[Source] | None = None,
+    at_pace_of: Source | None = None,
     run: int | None = None,
     seed: int | None = None,
     rate: str | float | None = None,

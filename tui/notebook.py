@@ -121,7 +121,8 @@ def replayed(given: dict[str, Any]) -> Replay:
     learn = given["learn"]
     several = learn if isinstance(learn, list | tuple) else [learn] * (learn is not None)
     given["learn"] = [path_of(each) for each in several] or None
-    given["recording"] = path_of(given["recording"])
+    for name in ("recording", "at_pace_of"):
+        given[name] = None if given[name] is None else path_of(given[name])
     given["change"] = [f"{name}={text}" for name, text in texts.items()]
     solver = given.pop("solver")
     base, recorded, question, others = question_of(*grouped(given, ReplayOptions))

@@ -37,6 +37,7 @@ from advisor.replay.replay import PLACED, Replicas
 from advisor.replay.waiting import Waited
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel, learned
+from advisor.step_time.law import StepLaw
 from advisor.step_time.operators.files import Operators, read_operators
 from advisor.step_time.power import power_laws
 from advisor.step_time.prior.defaults import (
@@ -62,6 +63,7 @@ from advisor.what_if.measured.points import (
     of_forwards,
     said_points,
 )
+from advisor.what_if.pace import pace_in
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
@@ -225,6 +227,7 @@ def predict(
             extrapolated=longer,
             power=power.get(law_key(question.engine)),
             routings=routed.others if routed.answers(asked) else (),
+            pace=_pace(question, model, law),
         )
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base)]
     if before is None:
@@ -527,6 +530,13 @@ UNTOLD: Final = Telling(
 )
 
 
+def _pace(question: Question, model: StepTimeModel | None, law: StepLaw | None) -> float:
+    """Return how many times as long steps take as their law has it, where a pace is asked for."""
+    if question.pace_of is None or model is None:
+        return 1.0
+    return pace_in(question.pace_of, law or model.law(question.engine), question.engine)
+
+
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
     """Say where step times come from."""
     runs = after.times.runs
@@ -565,6 +575,12 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             notes.append(Telling(f"the run-to-run spread in the intervals is {spread}"))
         if after.others:
             notes.append(UNTOLD)
+        if after.question.pace_of is not None:
+            paced = (
+                f"all is predicted at the pace of {after.question.pace_of.name}, where steps took "
+                f"{after.pace:.2f} times as long as the law has it"
+            )
+            notes.append(Decisive(paced))
     return [*notes, *after.times.notes]
 
 

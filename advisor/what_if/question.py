@@ -18,6 +18,7 @@ from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
 from traces.plain_yaml import plain_yaml
+from traces.recording.reader import Recording
 from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
 from traces.schema.record import misfit
 from traces.schema.tts.policy import AS_SENT, Policy
@@ -41,7 +42,8 @@ class Question:
     (`communication.measured_messages`). With `gpu`, the name of a system of the prior
     (prior/tables.py), they are that system's, for a model of `model_facts` (the recorded one
     if not given), as what was `measured` there corrects them (measured/points.py). `assumed` are
-    fields of the engine that nobody set, which have vLLM's defaults.
+    fields of the engine that nobody set, which have vLLM's defaults. With `pace_of` the machine is
+    as fast as it was in that recording of the engine that is asked about.
     """
 
     engine: EngineConfig
@@ -58,6 +60,7 @@ class Question:
     model_facts: ModelFacts | None = None
     measured: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    pace_of: Recording | None = None
 
 
 def by_replica(question: Question) -> Question:

@@ -103,7 +103,7 @@ class Replays:
     recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
     are wider by (`latency_spread`), `scatter` how far the recorded problems lay off, in their order
     (`latency_scatter`). Intervals hold what each of `routings` would give, since one of them
-    was the router's.
+    was the router's. On this machine all takes `pace` times as long as the law has it.
     """
 
     def __init__(
@@ -123,11 +123,12 @@ class Replays:
         beyond: Mapping[str, float] | None = None,
         scatter: Floats | None = None,
         routings: Sequence[str] = (),
+        pace: float = 1.0,
     ) -> None:
         self.base, self.sources, self.question, self.power = base, sources, question, power
         self.beyond = beyond or BEYOND
         self.scatter = np.zeros(0) if scatter is None else scatter
-        self.routings = tuple(routings)
+        self.routings, self.pace = tuple(routings), pace
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
         given = question.model_facts
@@ -135,6 +136,7 @@ class Replays:
         self.as_sent = question.policy == AS_SENT
         self._pose(own)
         self.times = self._times(model, prior, operators, law)
+        self.times = self.times.paced(pace)
         self._causes = self._named_causes(prior, operators, evidence)
         self._draw_arrivals()
         self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
@@ -394,7 +396,7 @@ class Replays:
         cost: StepCost | None = None,
     ) -> Replayed:
         # The front end runs on the same machine as the steps.
-        workload = replace(workload, front_end_s=factor * workload.front_end_s)
+        workload = replace(workload, front_end_s=self.pace * factor * workload.front_end_s)
         try:
             return replay(
                 workload,

@@ -35,6 +35,9 @@ class ReplayOptions:
     learn: list[Path] | None = option(
         None, "Recordings to learn step times of other engines from, repeatable.", "--with"
     )
+    at_pace_of: Path | None = option(
+        None, "A recording of the asked engine: predict at that machine's pace."
+    )
     run: int = option(0, "Which of its runs, from 1, if several.", show_default=False)
     seed: int = option(0, "Seed of the random draws.")
     interval: IntervalOf = "fresh"
@@ -167,6 +170,9 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
         gpu=gpu,
         measured=tuple(asked.measured or ()),
         model_facts=facts,
+        pace_of=None
+        if asked.at_pace_of is None
+        else with_lengths(Recording.open(asked.at_pace_of)),
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
     check_used(others, base, names, priced=gpu is not None)
@@ -180,6 +186,11 @@ def _check_sources(asked: ReplayOptions, gpu: str | None) -> None:
         raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
     if asked.model_config is not None and gpu is None and operators is None:
         raise UsageError("--model-config goes with --gpu or --operators, whose times are a model's")
+    if asked.at_pace_of is not None and (gpu is not None or operators is not None):
+        raise UsageError(
+            "--at-pace-of goes with recorded steps, not with --gpu or --operators. To correct a "
+            "prior give the recording with --with"
+        )
     if asked.collectives is not None and operators is None:
         raise UsageError("--collectives goes with --operators, whose tables leave them out")
 
