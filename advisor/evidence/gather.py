@@ -47,7 +47,7 @@ from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import Floats
+from traces.statistics import Floats, Ints
 from traces.summary.energy import PowerTable, power_table
 from traces.summary.problems import MOST_UNTOLD
 
@@ -92,7 +92,8 @@ class StepTable:
     `configuration` names what was run there (engines, policies, load): recordings of the same are
     repeats. Where there were too many steps to keep, some stand for all (steps.py), and
     `most_of_all` [features] are the most of all of them. `facts` are None where a
-    server's model is not known here. `coarse` says that each step is the mean of many.
+    server's model is not known here. `coarse` says that each step is the mean of many, else they
+    ended at `ends` [steps], unix ns.
     """
 
     recording: str
@@ -103,6 +104,7 @@ class StepTable:
     seconds: Floats
     most_of_all: Floats | None = None
     coarse: bool = False
+    ends: Ints | None = None
 
     @property
     def most(self) -> Floats:
@@ -540,10 +542,12 @@ def _steps_of(
         frame, speculative=engine.speculative is not None, reads=reads_of(facts)
     )
     seconds, high = frame["seconds"].to_numpy().astype(float), None
+    ends = None if frame["end"].null_count() else frame["end"].to_numpy()
     if most is not None and read.height > most:
         kept = places(len(frame), round(len(frame) * most / read.height), recording.name)
         high = composition.max(axis=0)
         composition, seconds = composition[kept], seconds[kept]
+        ends = None if ends is None else ends[kept]
     table = StepTable(
         recording=recording.name,
         configuration=_configuration(recording),
@@ -552,6 +556,7 @@ def _steps_of(
         composition=composition,
         seconds=seconds,
         most_of_all=high,
+        ends=ends,
     )
     return [table]
 

@@ -157,7 +157,9 @@ def _steps(
 ) -> pl.DataFrame:
     assert replayed.log is not None
     log, count = replayed.log, replayed.log["steps"]
-    ends = _step_ends(cost, log, speculative)
+    ends, starts = _step_ends(cost, log, speculative), log["begun"]
+    if replayed.pace is not None:
+        ends, starts = replayed.pace.by_clock(ends), replayed.pace.by_clock(starts)
     row = np.repeat(np.arange(len(log)), count)
     place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
 
@@ -166,7 +168,7 @@ def _steps(
 
     order = np.lexsort((ends, column("engine")))
     end = np.rint(ends * 1e9).astype(np.int64) + start_ns
-    begun = np.rint(column("begun") * 1e9).astype(np.int64) + start_ns
+    begun = np.rint(starts[row] * 1e9).astype(np.int64) + start_ns
     before = np.where(place > 0, np.roll(end, 1), begun)
     last = np.full(len(names), -1, dtype=np.int64)
     interval = np.full(len(row), -1, dtype=np.int64)

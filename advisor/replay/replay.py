@@ -34,6 +34,7 @@ from advisor.replay.simulation.state import (
 )
 from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import StepCost, linear_cost, needs_longest
+from advisor.step_time.pace import Pace
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
@@ -80,6 +81,7 @@ def replay(
     stop: Stop | None = None,
     replicas: Replicas | None = None,
     log: bool = False,
+    pace: Pace | None = None,
 ) -> Replayed:
     """Replay a workload on engines whose steps take what `cost` says.
 
@@ -87,9 +89,12 @@ def replay(
     With a `reserve`, the next arrives when fewer samples than that wait for an engine, and it ends
     when none is left: problems that were not decided by then have no latency. Without both, they
     come at their arrivals. What a front end takes is in the times of a problem, and
-    delays it on its way to the engine; in a closed loop it delays nobody. Raises ValueError when a
+    delays it on its way to the engine; in a closed loop it delays nobody. With a `pace` all of it
+    takes as long as it did on that machine at that time. Raises ValueError when a
     sample cannot fit in the cache.
     """
+    if pace is not None:
+        workload = workload.in_machine_time(pace)
     stop, replicas = stop or Stop(), replicas or Replicas()
     if any(each is not None and each < 1 for each in (concurrency, reserve)):
         raise ValueError("concurrency and reserve must be at least 1")
@@ -135,7 +140,8 @@ def replay(
     front = workload.front_end_s
     if workload.arrivals is not None:
         front = world.problems["arrival"] - workload.arrivals
-    return _replayed(world, makespan, noted if log else None, front)
+    found = _replayed(world, makespan, noted if log else None, front)
+    return found if pace is None else found.by_clock(pace)
 
 
 def replay_alone(workload: ReplayWorkload, limits: Limits, stop: Stop, reads: Reads) -> Replayed:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from advisor.step_time.pace import Pace
 from traces.statistics import Floats
 
 Ints = npt.NDArray[np.int32]
@@ -22,7 +23,8 @@ class Replayed:
     `ttft_s` from the problem's arrival, `front_end_s`, what a server's front end took of it before
     the engine had it, and when it was queued, first scheduled, gave its first
     token and ended, with NaN for what did not happen. `totals` [FEATURES] over all steps; `peak`
-    the most requests, tokens and context of a step. `log` [leaps] has records of LEAP, if kept.
+    the most requests, tokens and context of a step. `log` [leaps] has records of LEAP, if kept, in
+    the machine's own time where there is a `pace`.
     """
 
     latency_s: Floats
@@ -49,3 +51,34 @@ class Replayed:
     preempted: Ints
     cancelled: npt.NDArray[np.bool_]
     log: npt.NDArray[np.void] | None
+    pace: Pace | None = None
+
+    def by_clock(self, pace: Pace) -> Replayed:
+        """Return a replay in a machine's own time by the clock, but for its log.
+
+        What a problem took of the engines' busy time goes with its latency.
+        """
+        to = pace.by_clock
+        arrival = to(self.arrival_s)
+        latency = to(self.arrival_s + self.latency_s) - arrival
+        drawn = self.first_token_s - self.ttft_s  # when its problem came, of each sample
+        sent = self.queued_s - self.front_end_s
+        with np.errstate(divide="ignore", invalid="ignore"):
+            longer = np.where(self.latency_s > 0, latency / self.latency_s, pace.mean)
+        busy_share = self.busy_share_s * longer
+        busy = float(self.busy_share_s.sum())
+        return replace(
+            self,
+            latency_s=latency,
+            busy_share_s=busy_share,
+            ttft_s=to(self.first_token_s) - to(drawn),
+            front_end_s=np.nan_to_num(to(self.queued_s) - to(sent)),
+            makespan_s=float(to(np.array(self.makespan_s))),
+            busy_s=self.busy_s * float(busy_share.sum()) / busy if busy > 0 else self.busy_s,
+            arrival_s=arrival,
+            queued_s=to(self.queued_s),
+            scheduled_s=to(self.scheduled_s),
+            first_token_s=to(self.first_token_s),
+            end_s=to(self.end_s),
+            pace=pace,
+        )

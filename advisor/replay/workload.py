@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from advisor.evidence.runs import RecordedProblem
 from advisor.replay.simulation.state import NONE
+from advisor.step_time.pace import Pace
 from traces.statistics import Bools, Floats, Ints
 
 
@@ -210,6 +211,14 @@ class ReplayWorkload:
             front_end_s=self.front_end_s[places],
             server=None if self.server is None else self.server[places],
         )
+
+    def in_machine_time(self, pace: Pace) -> ReplayWorkload:
+        """Return the same with what comes by the clock in the machine's own time."""
+        if self.arrivals is None:
+            return replace(self, front_end_s=self.front_end_s / pace.mean)
+        arrivals = pace.in_machine_time(self.arrivals)
+        after = pace.in_machine_time(self.arrivals + self.front_end_s)
+        return replace(self, arrivals=arrivals, front_end_s=after - arrivals)
 
     def segment_blocks(self, block_size: int) -> tuple[Ints, Ints]:
         """Return the blocks of each segment, and how many of them the cache has beforehand."""

@@ -141,16 +141,17 @@ class StepTimes:
         """Return those of the load of a run, which `run` replays with a cost."""
         return self if self.at_load is None else self.at_load(run)
 
-    def paced(self, pace: float) -> StepTimes:
-        """Return those of a machine on which each step takes `pace` times as long."""
-        from advisor.step_time.cost import scaled_cost  # numba takes a third of a second to load
+    def at_known_pace(self, spread: float) -> StepTimes:
+        """Return the same where the machine's pace is known: so much of `sigma` is left at most.
 
-        def scaled(cost: StepCost) -> StepCost:
-            return scaled_cost(cost, pace)
-
-        ends = None if self.ends is None else (scaled(self.ends[0]), scaled(self.ends[1]))
-        others = tuple(map(scaled, self.others))
-        return replace(self, cost=scaled(self.cost), ends=ends, others=others)
+        What lies outside of the recorded steps is as far off as before.
+        """
+        if self.sigma is None:
+            return self
+        inside, outside = self.sigma
+        left = min(inside, spread)
+        beyond = max(outside**2 - inside**2, 0.0)
+        return replace(self, sigma=(left, float(np.sqrt(left**2 + beyond))), repeats=None)
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""

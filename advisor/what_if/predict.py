@@ -39,6 +39,7 @@ from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.law import StepLaw
 from advisor.step_time.operators.files import Operators, read_operators
+from advisor.step_time.pace import Pace, pace_of
 from advisor.step_time.power import power_laws
 from advisor.step_time.prior.defaults import (
     Device,
@@ -207,12 +208,17 @@ def predict(
         beyond=latency_spread(evidence.runs, evidence.steps, model),
         scatter=latency_scatter(own, evidence.steps, model),
     )
-    power = power_laws(evidence.power)
+    power, own_pace = power_laws(evidence.power), _own_pace(evidence, own, model)
     before = (
         None
         if model is None
         else replays(
-            drawn or (own,), same, power=power.get(law_key(same.engine)), routings=routed.others
+            drawn or (own,),
+            same,
+            power=power.get(law_key(same.engine)),
+            routings=routed.others,
+            pace=own_pace,
+            own_pace=own_pace,
         )
     )
     longer = redrafted is not None and redrafted.extrapolated
@@ -227,7 +233,8 @@ def predict(
             extrapolated=longer,
             power=power.get(law_key(question.engine)),
             routings=routed.others if routed.answers(asked) else (),
-            pace=_pace(question, model, law),
+            pace=_pace(question, model, law, own_pace),
+            own_pace=own_pace,
         )
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base)]
     if before is None:
@@ -338,6 +345,9 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Run) -> tuple[Evide
     return evidence, replace(routed, routing=ways[0], others=others, notes=(Telling(note),))
 
 
+UNEVEN: Final = (
+    1.25  # between the fastest and the slowest of nine in ten moments, from which it is said
+)
 UNLIKE: Final = 1.1  # times as long as by another's steps, from which servers differ
 
 
@@ -530,11 +540,49 @@ UNTOLD: Final = Telling(
 )
 
 
-def _pace(question: Question, model: StepTimeModel | None, law: StepLaw | None) -> float:
-    """Return how many times as long steps take as their law has it, where a pace is asked for."""
-    if question.pace_of is None or model is None:
-        return 1.0
-    return pace_in(question.pace_of, law or model.law(question.engine), question.engine)
+def _own_pace(evidence: Evidence, own: RecordedRun, model: StepTimeModel | None) -> Pace | None:
+    """Return the machine's pace while a run's problems came, None where that is not known."""
+    arrivals = [problem.arrival_ns for problem in own.problems.values()]
+    if model is None or own.concurrency is not None or None in arrivals:
+        return None
+    law = model.laws_.get(law_key(own.engine))
+    tables = [table for table in evidence.steps if table.recording == own.recording]
+    since = min(each for each in arrivals if each is not None)
+    return None if law is None else pace_of(tables, law, own.engine, since)
+
+
+def _pace(
+    question: Question, model: StepTimeModel | None, law: StepLaw | None, own: Pace | None
+) -> Pace | None:
+    """Return the pace that a question is answered at, None for that of the law."""
+    if question.gpu is not None or question.operators is not None or model is None:
+        return None
+    if question.pace_of is not None:
+        return pace_in(question.pace_of, law or model.law(question.engine), question.engine)
+    asked = question.rate_per_s is not None or question.concurrency is not None
+    return None if asked else own
+
+
+def _pace_notes(after: Replays) -> list[str]:
+    """Say at which pace of the machine a prediction is."""
+    if after.pace is None:
+        return []
+    if after.question.pace_of is not None:
+        paced = (
+            f"all is predicted at the pace of {after.question.pace_of.name}, where steps took "
+            f"{after.pace.mean:.2f} times as long as the law has it. The interval is of a run at "
+            f"that pace, with an error of {RUN_TO_RUN * 100:g} % for the law"
+        )
+        return [Decisive(paced)]
+    low, high = after.pace.ends()
+    if high < UNEVEN * low:
+        return []
+    varied = (
+        "the machine was not always as fast: steps took from "
+        f"{low:.2f} to {high:.2f} times as long as the law has it. The replay has the pace of each "
+        "moment. The interval is of another run, whose pace may be another"
+    )
+    return [Telling(varied)]
 
 
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
@@ -575,12 +623,7 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             notes.append(Telling(f"the run-to-run spread in the intervals is {spread}"))
         if after.others:
             notes.append(UNTOLD)
-        if after.question.pace_of is not None:
-            paced = (
-                f"all is predicted at the pace of {after.question.pace_of.name}, where steps took "
-                f"{after.pace:.2f} times as long as the law has it"
-            )
-            notes.append(Decisive(paced))
+        notes += _pace_notes(after)
     return [*notes, *after.times.notes]
 
 

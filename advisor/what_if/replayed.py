@@ -42,6 +42,7 @@ from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
+from advisor.step_time.pace import Pace
 from advisor.step_time.power import PowerLaw
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
@@ -103,7 +104,8 @@ class Replays:
     recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
     are wider by (`latency_spread`), `scatter` how far the recorded problems lay off, in their order
     (`latency_scatter`). Intervals hold what each of `routings` would give, since one of them
-    was the router's. On this machine all takes `pace` times as long as the law has it.
+    was the router's. All takes as long as it does at `pace`. The front end's times are those of
+    `own_pace`.
     """
 
     def __init__(
@@ -123,12 +125,13 @@ class Replays:
         beyond: Mapping[str, float] | None = None,
         scatter: Floats | None = None,
         routings: Sequence[str] = (),
-        pace: float = 1.0,
+        pace: Pace | None = None,
+        own_pace: Pace | None = None,
     ) -> None:
         self.base, self.sources, self.question, self.power = base, sources, question, power
         self.beyond = beyond or BEYOND
         self.scatter = np.zeros(0) if scatter is None else scatter
-        self.routings, self.pace = tuple(routings), pace
+        self.routings, self.pace, self.own_pace = tuple(routings), pace, own_pace
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
         given = question.model_facts
@@ -136,7 +139,8 @@ class Replays:
         self.as_sent = question.policy == AS_SENT
         self._pose(own)
         self.times = self._times(model, prior, operators, law)
-        self.times = self.times.paced(pace)
+        if question.pace_of is not None:
+            self.times = self.times.at_known_pace(RUN_TO_RUN)
         self._causes = self._named_causes(prior, operators, evidence)
         self._draw_arrivals()
         self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
@@ -396,7 +400,12 @@ class Replays:
         cost: StepCost | None = None,
     ) -> Replayed:
         # The front end runs on the same machine as the steps.
-        workload = replace(workload, front_end_s=self.pace * factor * workload.front_end_s)
+        pace, front_end_s = self.pace, factor * workload.front_end_s
+        if pace is not None and pace is not self.own_pace and self.own_pace is not None:
+            front_end_s = front_end_s * pace.mean / self.own_pace.mean
+        if pace is not None and (self.arrivals_asked or workload.arrivals is None):
+            pace = Pace.constant(pace.mean)  # nothing says at which hour that is
+        workload = replace(workload, front_end_s=front_end_s)
         try:
             return replay(
                 workload,
@@ -407,6 +416,7 @@ class Replays:
                 stop=self.stop,
                 replicas=replicas or self.question.replicas,
                 log=log,
+                pace=pace,
             )
         except ValueError as error:
             raise UsageError(f"{self.engine.label()}: {error}") from None
@@ -991,6 +1001,7 @@ class Replays:
             self.limits,
             stop=self.stop,
             replicas=self.question.replicas,
+            pace=None if self.pace is None else Pace.constant(self.pace.mean),
         )
         return _statistics(alone, count, self.engine)
 

@@ -1,0 +1,104 @@
+"""How fast a machine was over time, against what a law of step times has.
+
+The pace is how many times as long steps took as by the law. A replay runs in the machine's own
+time, in which each step takes what the law has. What comes by the clock is put there, and what the
+replay gives is put back: dt = pace(t) d(machine time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from advisor.evidence.gather import StepTable
+from advisor.evidence.keys import law_key
+from advisor.step_time.law import StepLaw
+from traces.schema.engine import EngineConfig
+from traces.statistics import Floats
+
+WINDOW_S: Final = 2.0  # of one pace, or as long as STEPS steps take
+STEPS: Final = 20
+SHRUNK: Final = 0.1  # of a window: so many seconds at the mean pace count beside its steps
+FAR: Final = 1e9  # seconds before and after what was recorded, at the mean pace
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pace:
+    """The same instants by the clock and in the machine's time, [knots], ascending from 0.
+
+    `mean` is how many times as long all steps took together.
+    """
+
+    clock_s: Floats
+    machine_s: Floats
+    mean: float
+
+    @classmethod
+    def constant(cls, mean: float) -> Pace:
+        """Return a pace that is always the same."""
+        return cls._with_ends(np.zeros(1), np.zeros(1), mean)
+
+    @classmethod
+    def of(cls, ends_s: Floats, took_s: Floats, law_s: Floats) -> Pace:
+        """Return the pace of steps that ended then, took that long, and take that by the law.
+
+        All are [steps], of which none ended before 0.
+        """
+        mean = float(took_s.sum() / law_s.sum())
+        window_s = max(WINDOW_S, STEPS * float(took_s.mean()))
+        windows = int(ends_s.max() / window_s) + 1
+        place = (ends_s / window_s).astype(np.int64)
+        took = np.bincount(place, took_s, windows) + SHRUNK * window_s * mean
+        law = np.bincount(place, law_s, windows) + SHRUNK * window_s
+        machine = np.concatenate([[0.0], np.cumsum(window_s * law / took)])
+        clock = np.arange(windows + 1, dtype=np.float64) * window_s
+        return cls._with_ends(clock, machine, mean)
+
+    @classmethod
+    def _with_ends(cls, clock_s: Floats, machine_s: Floats, mean: float) -> Pace:
+        far = np.array([FAR])
+        return cls(
+            clock_s=np.concatenate([-far, clock_s, clock_s[-1:] + far]),
+            machine_s=np.concatenate([-far / mean, machine_s, machine_s[-1:] + far / mean]),
+            mean=mean,
+        )
+
+    def in_machine_time(self, clock_s: Floats) -> Floats:
+        """Return instants [..] by the clock in the machine's time, nan where they are."""
+        return np.asarray(np.interp(clock_s, self.clock_s, self.machine_s))
+
+    def by_clock(self, machine_s: Floats) -> Floats:
+        """Return instants [..] of the machine's time by the clock, nan where they are."""
+        return np.asarray(np.interp(machine_s, self.machine_s, self.clock_s))
+
+    def ends(self) -> tuple[float, float]:
+        """Return between which paces nine in ten of the time lies."""
+        spans, machine = np.diff(self.clock_s)[1:-1], np.diff(self.machine_s)[1:-1]
+        if not spans.size:
+            return self.mean, self.mean
+        low, high = np.quantile(spans / machine, (0.05, 0.95))
+        return float(low), float(high)
+
+
+def pace_of(
+    tables: Sequence[StepTable], law: StepLaw, engine: EngineConfig, since_ns: int | None = None
+) -> Pace | None:
+    """Return the pace of an engine's recorded steps, from an instant on (None: from the first).
+
+    The engine's limits may be others. None where no step of it has a time.
+    """
+    key = law_key(engine)
+    own = [each for each in tables if each.ends is not None and law_key(each.engine) == key]
+    if not own:
+        return None
+    ends = np.concatenate([each.ends for each in own if each.ends is not None])
+    took = np.concatenate([each.seconds for each in own])
+    expected = np.concatenate([law.predict(each.composition) for each in own])
+    since = ((ends - (ends.min() if since_ns is None else since_ns)) / 1e9).astype(float)
+    known = (since >= 0) & (expected > 0)
+    if not known.any():
+        return None
+    return Pace.of(since[known], took[known], expected[known])
