@@ -20,22 +20,23 @@ from advisor.advice.command import CpuBuild
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.reasons import name_of
 from advisor.evidence.gather import MOST_SEEN, Evidence, gather
+from advisor.evidence.keys import law_key
 from advisor.evidence.measured import Under
 from advisor.evidence.runs import arrival_rate
 from advisor.search.budget import Prices
 from advisor.search.closed_form import ClosedForm, Demands
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.policy_work import PolicyWork
-from advisor.search.replayed import CandidateReplays
+from advisor.search.replayed import CandidateReplays, Sent
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel, learned
+from advisor.step_time.pace import pace_of
 from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -89,17 +90,20 @@ class UnderLoad:
 
     def __init__(self, advisor: Advisor, rate_per_s: float | None) -> None:
         in_flight, rate = advisor.load_at(rate_per_s)
-        arrivals = advisor.sent if rate_per_s is None else None
+        sent = advisor.sent if rate_per_s is None else None
         self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate)
         self.metrics = CandidateMetrics(
             advisor.space,
             advisor.resampling,
             rate_per_s=rate,
-            as_sent=arrivals is not None,
+            as_sent=sent is not None,
             luck=advisor.demands.luck,
         )
         self._replay = partial(
-            advisor.replays.of, concurrency=in_flight, rate_per_s=rate, arrivals=arrivals
+            advisor.replays.of,
+            concurrency=in_flight,
+            rate_per_s=rate,
+            sent=sent,
         )
         self._probes: list[int] | None = None
         self.looked_at: dict[int, None] = {}  # places in `metrics`, for the budget asked, in order
@@ -246,8 +250,8 @@ class Advisor:
         return self._loads[rate_per_s]
 
     @cached_property
-    def sent(self) -> Floats | None:
-        """When the problems of one watch came [problems], in seconds since the first of them.
+    def sent(self) -> Sent | None:
+        """How the problems of one watch came.
 
         None of other recordings, and where they are fewer than came: those left out are a load too.
         """
@@ -257,12 +261,18 @@ class Advisor:
         if not one or rate is None or any(run.policy != AS_SENT for run in runs):
             return None
         arrival_of = {name: each.arrival_ns for run in runs for name, each in run.problems.items()}
-        times = [arrival_of[name] for name in self.space.problem_ids]
-        seen_rate = arrival_rate(times)
-        if None in times or seen_rate is None or seen_rate < MOST_SEEN * rate:
+        came = [arrival_of[name] for name in self.space.problem_ids]
+        seen_rate = arrival_rate(came)
+        if None in came or seen_rate is None or seen_rate < MOST_SEEN * rate:
             return None
-        arrivals = np.array(times, dtype=np.int64)
-        return np.asarray((arrivals - arrivals.min()) / 1e9)
+        times, engine = np.array(came, dtype=np.int64), runs[0].engine
+        law = self.model.laws_.get(law_key(engine))
+        first = int(times.min())
+        return Sent(
+            arrivals=np.asarray((times - first) / 1e9),
+            pace=None if law is None else pace_of(self.evidence.steps, law, engine, first),
+            at_once=runs[0].at_once,
+        )
 
     def load_at(self, rate_per_s: float | None) -> Under:
         """Return the load of answers at an arrival rate (None: the recorded load).

@@ -120,8 +120,9 @@ class RecordedRun:
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws, or
     `inferred` from its forward passes (live/passes.py). `spread_unknown`: these tell no more of
     lengths than their mean. With a `curve` lengths are drawn, and what of votes is right it alone
-    tells. With `texts` the answers are texts, which are the same in another run. Else they are
-    numbers of this run's own.
+    tells. `at_once` requests were in flight at most, where their clients waited for answers (None:
+    they did not, or it is not known). With `texts` the answers are texts, which are the same in
+    another run. Else they are numbers of this run's own.
     """
 
     recording: str
@@ -135,6 +136,7 @@ class RecordedRun:
     spread_unknown: bool = False
     curve: PublishedCurve | None = None
     texts: bool = False
+    at_once: int | None = None
 
     @property
     def samples(self) -> Iterator[Sample]:
@@ -313,6 +315,12 @@ def read_runs(recording: Recording) -> ReadRuns:
             if watched
             else manifest.rate_per_s,
             texts=manifest.text_recorded and not imported,
+            at_once=_at_once(
+                recording.samples.filter(pl.col("engine") == engine_key),
+                manifest.engines[engine_key].max_num_seqs,
+            )
+            if watched
+            else None,
         )
         for (engine_key, policy_key), group in grouped.items()
     ]
@@ -325,6 +333,30 @@ def read_runs(recording: Recording) -> ReadRuns:
             "samples is known"
         )
     return ReadRuns(runs, notes, in_turn)
+
+
+AT_MOST = 0.2  # of the time in which requests wait, that the most of them are there at once
+NEAR_MOST = 0.5  # of it, that nine in ten of the most or more are there
+
+
+def _at_once(samples: pl.DataFrame, max_num_seqs: int | None) -> int | None:
+    """Return how many requests were in flight at most, where clients waited for answers.
+
+    Then nearly as many as can be are there while any waits for a place in the engine, as each that
+    ends brings the next. Of open traffic the most are seldom there. None where nothing waits.
+    """
+    known = samples.drop_nulls(["arrival", "end"])
+    if not known.height or max_num_seqs is None:
+        return None
+    times = np.concatenate([known["arrival"].to_numpy(), known["end"].to_numpy()])
+    change = np.repeat([1, -1], known.height)
+    order = np.lexsort((change, times))
+    there, spans = np.cumsum(change[order])[:-1], np.diff(times[order])
+    most, waits = int(there.max(initial=0)), there > max_num_seqs
+    waited = float(spans[waits].sum())
+    at_most, near = (spans[waits & (there >= share * most)].sum() for share in (1.0, 0.9))
+    closed = waited > 0 and at_most >= AT_MOST * waited and near >= NEAR_MOST * waited
+    return most if closed else None
 
 
 def with_beginnings(

@@ -78,6 +78,7 @@ def replay(
     *,
     concurrency: int | None = None,
     reserve: int | None = None,
+    at_once: int | None = None,
     stop: Stop | None = None,
     replicas: Replicas | None = None,
     log: bool = False,
@@ -88,7 +89,8 @@ def replay(
     With `concurrency`, so many problems are in flight and the next arrives when one is decided.
     With a `reserve`, the next arrives when fewer samples than that wait for an engine, and it ends
     when none is left: problems that were not decided by then have no latency. Without both, they
-    come at their arrivals. What a front end takes is in the times of a problem, and
+    come at their arrivals, or later, as `at_once` samples are in flight at most: clients wait for
+    answers. What a front end takes is in the times of a problem, and
     delays it on its way to the engine; in a closed loop it delays nobody. With a `pace` all of it
     takes as long as it did on that machine at that time. Raises ValueError when a
     sample cannot fit in the cache.
@@ -124,6 +126,7 @@ def replay(
         routing=AS_PLACED if replicas.routing == PLACED else ROUTINGS[replicas.routing],
         together=replicas.together,
         reserve=reserve or 0,
+        at_once=at_once or 0,
         keep_longest=needs_longest(cost),
         window=cost.reads.window,
         chunked=cost.reads.chunked,
@@ -139,7 +142,7 @@ def replay(
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
     front = workload.front_end_s
     if workload.arrivals is not None:
-        front = world.problems["arrival"] - workload.arrivals
+        front = np.sort(workload.arrivals + front) - workload.arrivals
     found = _replayed(world, makespan, noted if log else None, front)
     return found if pace is None else found.by_clock(pace)
 

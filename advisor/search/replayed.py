@@ -28,6 +28,7 @@ from traces.statistics import Z95, Floats, Ints
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
+    from advisor.step_time.pace import Pace
 
 
 PASSES = 2  # over the problems that arrive at a rate, each with its own draw, at the least
@@ -118,6 +119,19 @@ class FreshRuns:
         return dataclasses.replace(self, latency_s=latency_s, device_s=device_s, tokens=tokens)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """How the problems of a watch came: `arrivals` [problems] in seconds since the first of them.
+
+    `pace` is that of the machine meanwhile, of which candidates on another one have nothing.
+    `at_once` samples were in flight at most, where clients waited for answers.
+    """
+
+    arrivals: Floats
+    pace: Pace | None
+    at_once: int | None
+
+
 class CandidateReplays:
     """Replays candidates under a load; replays that cannot differ are made once."""
 
@@ -133,11 +147,11 @@ class CandidateReplays:
         *,
         concurrency: int | None,
         rate_per_s: float | None,
-        arrivals: Floats | None = None,
+        sent: Sent | None = None,
     ) -> ReplayedCandidate:
         """Return a candidate of the space, replayed at a load.
 
-        Problems come at random at the rate, or at `arrivals` [problems], in seconds, of that rate.
+        Problems come at random at the rate, or as they were `sent`, which is of that rate.
         """
         candidate = self.space.candidate(row)
         kind = self.space.kinds[self.space.kind[row]]
@@ -155,9 +169,9 @@ class CandidateReplays:
                 in_flight = (concurrency or 1) if rate_per_s is None else count
                 run = partial(self._each, workloads, cost, candidate, concurrency=in_flight)
                 return self._once(candidate, ("closed", in_flight), run)
-            if arrivals is not None:
-                sent = [dataclasses.replace(each, arrivals=arrivals) for each in workloads]
-                run = partial(self._each, sent, cost, candidate)
+            if sent is not None:
+                came = [dataclasses.replace(each, arrivals=sent.arrivals) for each in workloads]
+                run = partial(self._each, came, cost, candidate, sent=sent)
                 return self._once(candidate, ("sent", speed), run)
             steady = speed * rate_per_s <= STEADY * served
             draws = self.policy_work.problems(kind.pool, kind.policy)
@@ -176,7 +190,7 @@ class CandidateReplays:
         speeds = [1.0]
         if rate_per_s is not None and keeps_up:
             slow = float(np.exp((law.sigma_outside if outside else law.sigma) * Z95))
-            speeds += [slow] if arrivals is None else [slow, 1 / slow]
+            speeds += [slow] if sent is None else [slow, 1 / slow]
         runs = [first, *map(at, speeds[1:])]
         if kind.policy.all_samples_end:
             accuracy = self.policy_work.correctness(kind.pool, kind.policy)
@@ -184,7 +198,7 @@ class CandidateReplays:
         else:
             accuracy, tokens, flops = self.policy_work.stopped(kind, first)
         steps, busy = totals.step, float(np.mean([r.busy_s for r in first]))
-        if rate_per_s is not None and keeps_up and arrivals is None:
+        if rate_per_s is not None and keeps_up and sent is None:
             steps, busy = _steps_of_passes(first, totals.requests)
         return ReplayedCandidate(
             candidate=candidate,
@@ -206,7 +220,7 @@ class CandidateReplays:
             one_more=partial(self.policy_work.one_more, kind.pool),
             spreads_of=partial(self.policy_work.exact_spreads, kind),
             replay_again=partial(
-                self._fresh, candidate, kind.policy, law, concurrency, rate_per_s, arrivals
+                self._fresh, candidate, kind.policy, law, concurrency, rate_per_s, sent
             ),
         )
 
@@ -217,21 +231,22 @@ class CandidateReplays:
         law: StepLaw,
         concurrency: int | None,
         rate_per_s: float | None,
-        arrivals: Floats | None,
+        sent: Sent | None,
     ) -> FreshRuns:
         """Replay fresh runs of a candidate; at a rate as many at a time as its passes are."""
         pool, count = candidate.pool, len(self.space.problem_ids)
         draws, cost = self.policy_work.redrawn(pool, policy), partial(_cost, law, candidate)
         runs: list[Replayed] = []
-        if rate_per_s is not None and arrivals is None:
+        if rate_per_s is not None and sent is None:
             for number, draw in enumerate(draws, 1):
                 runs += self._open(cost, candidate, rate_per_s, [draw], steady=True, number=number)[
                     :1
                 ]
         elif draws:
+            arrivals = None if sent is None else sent.arrivals
             loads = [ReplayWorkload.from_loads(draw, arrivals) for draw in draws]
-            in_flight = None if arrivals is not None else concurrency or 1
-            runs = self._each(loads, cost, candidate, concurrency=in_flight)
+            in_flight = None if sent is not None else concurrency or 1
+            runs = self._each(loads, cost, candidate, concurrency=in_flight, sent=sent)
         devices = candidate.engine.num_devices / candidate.engine.data_parallel_size
         counts = [len(problem.samples) for problem in draws[0]] if draws else []
         first = np.cumsum([0, *counts[:-1]])
@@ -290,9 +305,11 @@ class CandidateReplays:
         candidate: Candidate,
         *,
         concurrency: int | None = None,
+        sent: Sent | None = None,
     ) -> list[Replayed]:
+        run = partial(self._replay, concurrency=concurrency, sent=sent)
         made = cost()
-        return [self._replay(each, made, candidate, concurrency=concurrency) for each in workloads]
+        return [run(each, made, candidate) for each in workloads]
 
     def _open(
         self,
@@ -349,6 +366,7 @@ class CandidateReplays:
         *,
         concurrency: int | None = None,
         reserve: int | None = None,
+        sent: Sent | None = None,
     ) -> Replayed:
         # numba takes a third of a second to load.
         from advisor.replay.replay import Replicas, replay, stop_of
@@ -362,7 +380,9 @@ class CandidateReplays:
             concurrency=concurrency,
             reserve=reserve,
             stop=stop_of(candidate.policy),
+            at_once=None if sent is None else sent.at_once,
             replicas=Replicas(count=count, routing=routing),
+            pace=None if sent is None or candidate.prior is not None else sent.pace,
         )
 
 

@@ -563,8 +563,19 @@ def _pace(
     return None if asked else own
 
 
-def _pace_notes(after: Replays) -> list[str]:
-    """Say at which pace of the machine a prediction is."""
+def _hour_notes(after: Replays) -> list[str]:
+    """Say how clients send, and at which pace of the machine a prediction is."""
+    if after.at_once is not None and not after.arrivals_asked:
+        waiting = (
+            f"{after.at_once} requests at most were there at once, and so many for much of the "
+            "time in which any waited. Their clients wait for answers, and so they do in the "
+            "replay. A faster server would get their next requests sooner, which it does not show"
+        )
+        return [Decisive(waiting), *_of_pace(after)]
+    return _of_pace(after)
+
+
+def _of_pace(after: Replays) -> list[str]:
     if after.pace is None:
         return []
     if after.question.pace_of is not None:
@@ -623,7 +634,7 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             notes.append(Telling(f"the run-to-run spread in the intervals is {spread}"))
         if after.others:
             notes.append(UNTOLD)
-        notes += _pace_notes(after)
+        notes += _hour_notes(after)
     return [*notes, *after.times.notes]
 
 

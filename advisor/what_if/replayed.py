@@ -162,7 +162,7 @@ class Replays:
     def _pose(self, own: RecordedRun) -> None:
         """Set what is replayed: draws of the recorded samples, when they come, and the limits."""
         sources, question = self.sources, self.question
-        source = sources[0]
+        source, self.at_once = sources[0], own.at_once
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self.recorded = min(len(source.problems[name].samples) for name in self.ids)
@@ -412,6 +412,7 @@ class Replays:
                 self.times.at(factor) if cost is None else scaled_cost(cost, factor),
                 self.limits,
                 concurrency=concurrency or (self.concurrency if reserve is None else None),
+                at_once=None if self.arrivals_asked else self.at_once,
                 reserve=reserve,
                 stop=self.stop,
                 replicas=replicas or self.question.replicas,

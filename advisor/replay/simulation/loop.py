@@ -40,8 +40,9 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 ) -> tuple[float, int]:
     """Replay all problems; return when the last was decided, and the number of leaps.
 
-    Problems arrive at their `arrival`, ascending, or so many `in_flight`, or, with a `reserve`,
-    while fewer samples wait for an engine, until there is no other. One thread does what is to do
+    Problems arrive at their `arrival`, ascending (later where `at_once` leaves no room), or so many
+    `in_flight`, or, with a `reserve`, while fewer samples wait for an engine, until there is no
+    other. One thread does what is to do
     between steps, in order: a problem is decided, and the next one arrives, when what was before
     them is done. The first leaps are written into `log`, as many as it has room for.
 
@@ -76,7 +77,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
         e = _next_engine(world)
         due = world.engines[e].due
         upcoming = np.inf
-        if timed and arrived < len(world.problems):
+        if timed and arrived < len(world.problems) and _has_room(world, rules, arrived):
             upcoming = world.problems[arrived].arrival
         if upcoming <= due and upcoming < np.inf:
             now = max(now, upcoming)
@@ -125,6 +126,16 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                 continue
         plan(world, rules, cost, blocks, e, now)
     return now, leaps
+
+
+@inner
+def _has_room(world: World, rules: Rules, p: int) -> bool:
+    """Whether a problem's samples may come, or its client waits for answers."""
+    in_flight = 0
+    if rules.at_once:
+        for e in range(len(world.engines)):
+            in_flight += world.engines[e].outstanding
+    return in_flight == 0 or in_flight + world.problems[p].samples <= rules.at_once
 
 
 @inner

@@ -221,6 +221,7 @@ class Rules(NamedTuple):
     routing: int
     together: bool
     reserve: int  # samples that wait for each engine, for which problems arrive; 0: they do not
+    at_once: int  # samples in flight, from which on who has its time to arrive waits; 0: no limit
     keep_longest: bool
     window: float
     chunked: bool
