@@ -315,7 +315,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             if watched
             else manifest.rate_per_s,
             texts=manifest.text_recorded and not imported,
-            at_once=_at_once(
+            at_once=requests_at_once(
                 recording.samples.filter(pl.col("engine") == engine_key),
                 manifest.engines[engine_key].max_num_seqs,
             )
@@ -339,7 +339,7 @@ AT_MOST = 0.2  # of the time in which requests wait, that the most of them are t
 NEAR_MOST = 0.5  # of it, that nine in ten of the most or more are there
 
 
-def _at_once(samples: pl.DataFrame, max_num_seqs: int | None) -> int | None:
+def requests_at_once(samples: pl.DataFrame, max_num_seqs: int | None) -> int | None:
     """Return how many requests were in flight at most, where clients waited for answers.
 
     Then nearly as many as can be are there while any waits for a place in the engine, as each that

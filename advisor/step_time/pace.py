@@ -21,7 +21,7 @@ from traces.statistics import Floats
 
 WINDOW_S: Final = 2.0  # of one pace, or as long as STEPS steps take
 STEPS: Final = 20
-SHRUNK: Final = 0.1  # of a window: so many seconds at the mean pace count beside its steps
+SHRUNK: Final = 0.01  # of a window: so many seconds at the mean pace count beside its steps
 FAR: Final = 1e9  # seconds before and after what was recorded, at the mean pace
 
 

@@ -3,8 +3,16 @@
 import dataclasses
 
 import numpy as np
+import polars as pl
 import pytest
 
+from advisor.evidence.features import ZERO
+from advisor.evidence.runs import RecordedProblem, Sample, requests_at_once
+from advisor.replay.limits import Limits
+from advisor.replay.replay import replay
+from advisor.replay.workload import ReplayWorkload
+from advisor.step_time.cost import linear_cost
+from advisor.step_time.pace import WINDOW_S, Pace
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
@@ -57,3 +65,111 @@ def test_a_recording_of_another_engine_has_no_pace_of_this_one(recorded, tmp_pat
     other = record(tmp_path / "other", engine_of("large", max_num_seqs=16), GREEDY, problems=20)
     with pytest.raises(UsageError, match="has no step of small as it is asked about"):
         asked(recorded, other)
+
+
+LAW = np.array(ZERO._replace(step=2e-3, requests=1e-4, prefill_requests=1e-3))
+LIMITS = Limits(max_num_seqs=4, max_num_batched_tokens=256, block_size=16, prefix_caching=False)
+
+
+def loads_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        RecordedProblem(
+            prompt_tokens=int(rng.integers(5, 60)),
+            cached_tokens=0,
+            samples=[Sample(output_tokens=int(rng.integers(5, 90)), answer=None, correct=None)],
+            front_end_s=0.004,
+        )
+        for _ in range(count)
+    ]
+
+
+def uneven(seed=0):
+    """A pace that goes from 0.5 to 3, and its steps: ends, what they took, and by the law."""
+    rng = np.random.default_rng(seed)
+    law = np.full(6000, 0.004)
+    paces = np.repeat(rng.uniform(0.5, 3.0, 60), 100)
+    took = law * paces
+    return np.cumsum(took), took, law
+
+
+def test_the_steps_that_told_a_pace_take_as_long_at_it():
+    ends, took, law = uneven()
+    pace = Pace.of(ends, took, law)
+    machine = np.cumsum(law)
+    assert pace.mean == pytest.approx(took.sum() / law.sum())
+    assert np.abs(pace.by_clock(machine) - ends).max() < 0.3 * WINDOW_S
+    assert pace.by_clock(pace.in_machine_time(ends)) == pytest.approx(ends)
+    assert pace.by_clock(np.array([np.nan, machine[-1]]))[0] != 0.0
+
+
+def test_a_constant_pace_is_a_cost_that_much_higher():
+    loads, arrivals = loads_of(40), np.cumsum(np.full(40, 0.03))
+    slower = replay(
+        ReplayWorkload.from_loads(
+            [dataclasses.replace(load, front_end_s=SLOWER * load.front_end_s) for load in loads],
+            arrivals,
+        ),
+        linear_cost(SLOWER * LAW),
+        LIMITS,
+    )
+    paced = replay(
+        ReplayWorkload.from_loads(
+            [dataclasses.replace(load, front_end_s=SLOWER * load.front_end_s) for load in loads],
+            arrivals,
+        ),
+        linear_cost(LAW),
+        LIMITS,
+        pace=Pace.constant(SLOWER),
+    )
+    for name in ("latency_s", "ttft_s", "end_s", "queued_s", "front_end_s", "busy_share_s"):
+        assert getattr(paced, name) == pytest.approx(getattr(slower, name), rel=1e-6), name
+    assert (paced.makespan_s, paced.busy_s) == pytest.approx((slower.makespan_s, slower.busy_s))
+
+
+def test_requests_of_a_slow_hour_take_longer_than_those_of_a_fast_one():
+    ends = np.arange(1, 5001) * 0.004
+    law = np.full(5000, 0.004)
+    pace = Pace.of(
+        np.cumsum(np.where(ends < 10, 1.0, 3.0) * law), np.where(ends < 10, 1.0, 3.0) * law, law
+    )
+    arrivals = np.array([1.0, 2.0, 25.0, 30.0])
+    loads = [loads_of(1)[0]] * 4
+    plain = replay(ReplayWorkload.from_loads(loads, arrivals), linear_cost(LAW), LIMITS)
+    paced = replay(ReplayWorkload.from_loads(loads, arrivals), linear_cost(LAW), LIMITS, pace=pace)
+    assert paced.arrival_s == pytest.approx(arrivals)
+    assert paced.latency_s / plain.latency_s == pytest.approx([1, 1, 3, 3], rel=0.1)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_clients_that_wait_are_a_closed_loop(most):
+    """All want to send at once, and only so many may: that is so many problems in flight."""
+    loads = [dataclasses.replace(load, front_end_s=0.0) for load in loads_of(50)]
+    waiting = replay(
+        ReplayWorkload.from_loads(loads, np.zeros(50)), linear_cost(LAW), LIMITS, at_once=most
+    )
+    closed = replay(ReplayWorkload.from_loads(loads), linear_cost(LAW), LIMITS, concurrency=most)
+    assert waiting.latency_s.mean() == pytest.approx(closed.latency_s.mean(), rel=0.02)
+    step_s = 0.004
+    assert np.sort(waiting.latency_s) == pytest.approx(np.sort(closed.latency_s), abs=step_s)
+    assert waiting.makespan_s == pytest.approx(closed.makespan_s, rel=0.02)
+    free = replay(ReplayWorkload.from_loads(loads, np.zeros(50)), linear_cost(LAW), LIMITS)
+    assert free.latency_s.mean() > 1.5 * waiting.latency_s.mean()
+
+
+@pytest.mark.parametrize(("closed", "most"), [(True, 12), (False, None)])
+def test_clients_that_wait_are_told_from_open_traffic(closed, most):
+    """Twelve clients without a pause, or requests at random that come as fast as can be served."""
+    loads = [dataclasses.replace(load, front_end_s=0.0) for load in loads_of(300)]
+    rng = np.random.default_rng(2)
+    arrivals = None if closed else np.cumsum(rng.exponential(0.055, 300))
+    ran = replay(
+        ReplayWorkload.from_loads(loads, arrivals),
+        linear_cost(LAW),
+        LIMITS,
+        concurrency=12 if closed else None,
+    )
+    times = (np.concatenate([ran.arrival_s, ran.end_s]) * 1e9).astype(np.int64)
+    rows = pl.DataFrame({"arrival": times[:300], "end": times[300:]})
+    assert (ran.scheduled_s - ran.queued_s > 0.01).mean() > 0.3  # many wait
+    assert requests_at_once(rows, LIMITS.max_num_seqs) == most
