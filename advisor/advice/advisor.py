@@ -36,7 +36,9 @@ from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import number
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.summary.comparison import lies_off
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -116,10 +118,10 @@ class UnderLoad:
         """Look at candidates, replaying those that were not yet."""
         place = self.metrics.place
         new = [row for row in dict.fromkeys(rows) if row not in place]
-        for number, row in enumerate(new, 1):
+        for done, row in enumerate(new, 1):
             self.metrics.add(row, self._replay(row))
             if progress is not None:
-                progress(number, len(new))
+                progress(done, len(new))
         self.looked_at |= {place[row]: None for row in rows}
 
     def _probe(self) -> list[int]:
@@ -340,7 +342,27 @@ class Advisor:
                 model_path=model_path or str,
                 cpu_build=cpu_build,
                 at_rate=partial(self._at_rate, budget) if len(self.space) <= FEW else None,
+                warning=self._far_off(state),
             )
+        )
+
+    def _far_off(self, state: UnderLoad) -> str | None:
+        """Say that the replay of a watch as it was does not give what was recorded, if it is so."""
+        if not state.metrics.as_sent:
+            return None
+        run = self.evidence.runs[0]
+        recorded = np.array([each.latency_s for each in run.problems.values()])
+        rows = self.space.rows_of(run.engine, AS_SENT)
+        if len(self.evidence.runs) > 1 or not rows or not np.isfinite(recorded).all():
+            return None
+        state.replay(rows[:1])
+        was = float(recorded.mean())
+        replayed = state.metrics.estimate("latency_s", state.metrics.place[rows[0]], price=None)
+        if replayed is None or not lies_off(replayed, was, was):
+            return None
+        return (
+            f"Replayed as it was, the watch has a mean latency of {number(replayed.value, 's')}, "
+            f"and {number(was, 's')} as recorded. Do not rely on this answer"
         )
 
     def _look_for_picks(self, state: UnderLoad, shortlist: Shortlist) -> None:

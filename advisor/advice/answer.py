@@ -52,6 +52,7 @@ class Answering:
     model_path: Callable[[str], str]
     cpu_build: CpuBuild | None
     at_rate: Callable[[float], str | None] | None
+    warning: str | None = None
 
     @property
     def load(self) -> Under:
@@ -123,6 +124,7 @@ def answer(answering: Answering) -> Recommendation:
         routings=space.routings,
         load=Load(concurrency=load[0], rate_per_s=load[1]),
         notes=evidence.lost,
+        warning=answering.warning,
     )
 
 

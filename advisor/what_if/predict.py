@@ -21,6 +21,7 @@ import polars as pl
 from advisor.evidence.gather import NAMED_BY, UNNAMED, Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
 from advisor.evidence.live.drafts import with_lengths
+from advisor.evidence.live.histograms import MOST_DRAWN
 from advisor.evidence.live.passes import as_inferred
 from advisor.evidence.live.servers import (
     as_metrics_say,
@@ -837,6 +838,8 @@ def _measured_notes(
                 "Spans report them (docs/attach.md)"
             )
         )
+        if len(own.problems) == MOST_DRAWN:
+            notes.append(Decisive(f"of all requests the last {MOST_DRAWN:,} are replayed"))
         if own.spread_unknown:
             notes.append(
                 Telling(

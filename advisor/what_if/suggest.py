@@ -106,7 +106,8 @@ def _why_off(recording: Recording, run: Run) -> str:
     if pace > RUN_TO_RUN:
         return (
             f"The same steps took {percent(pace)} more or less time from one eighth of the watch "
-            "to another (one standard deviation). Watch again while nothing else uses the machine"
+            "to another (one standard deviation). A longer watch does not help. Watch again while "
+            "nothing else uses the machine"
         )
     sent = {"samples": "spans", "steps": "steps (the plugin)"}
     lacking = [name for table, name in sent.items() if not recording.rows(table)]

@@ -236,6 +236,7 @@ class Recommendation(Record):
     `pareto` is the front of accuracy against what is optimised (latency where that is accuracy),
     `compute_pareto` against FLOPs. `load` is what it holds for, `notes` what to know of the
     recordings. `alternatives` are as good in what is optimised, and more accurate or faster.
+    `warning` says that the replay does not give what was recorded, None where it does.
     """
 
     budget: Budget
@@ -258,6 +259,7 @@ class Recommendation(Record):
     routings: tuple[Routing, ...] = ()
     load: Load | None = None
     notes: tuple[str, ...] = ()
+    warning: str | None = None
 
     @property
     def missed(self) -> tuple[NearMiss, ...]:

@@ -170,7 +170,8 @@ def verdict(answer: Recommendation) -> list[str]:
     sentences.append("".join(against(answer)))
     sentences += [f"{each}." for each in answer.alternatives]  # which begin with a name
     sentences += [*unasked(answer), *marks(pick)]
-    return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
+    warned = [] if answer.warning is None else [f"Warning: {answer.warning}."]
+    return [f"Run {in_words(pick, device=True)}.", *warned, " ".join(sentences)]
 
 
 def unasked(answer: Recommendation) -> list[str]:

@@ -57,6 +57,7 @@ AGREE = 1.5  # by which the gaps between tokens may differ from the tokens that 
 ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
+MOST_DRAWN = 10_000  # requests of a draw: the last of them
 MOST_SPREAD = 1.2  # sd of the log of lengths whose mean alone is known: from none up to this
 
 
@@ -204,10 +205,11 @@ def drawn_traffic(
 ) -> list[RecordedRun]:
     """Return the traffic of a server drawn `DRAWS` times, the same problems in each.
 
+    Of more than `MOST_DRAWN` requests these are the last, so that no page asks for hours of replay.
     Empty where /metrics does not tell lengths or nothing finished. Problems have no answers, no
     latency and one sample each.
     """
-    firsts, arrivals = window.histograms.get(TTFT), arrivals_in(window)
+    firsts, arrivals = window.histograms.get(TTFT), arrivals_in(window)[-MOST_DRAWN:]
     prompts = _told_lengths(window, PROMPT_LENGTH, PROMPT)
     outputs = _told_lengths(window, OUTPUT_LENGTH, GENERATED)
     if isinstance(outputs, float) and software_of(engine) == SGLANG:

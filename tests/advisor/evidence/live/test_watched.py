@@ -388,6 +388,17 @@ def test_drawn_requests_fit_in_the_context_that_the_server_allows():
         assert means == pytest.approx([prompts.mean(), outputs.mean()], rel=0.01)
 
 
+def test_of_more_requests_than_a_replay_takes_the_last_are_drawn(monkeypatch):
+    """A page that counts millions does not ask for hours of replay."""
+    monkeypatch.setattr("advisor.evidence.live.histograms.MOST_DRAWN", 500)
+    lengths = lengths_told([100.0, np.inf], np.full(2000, 50))
+    window = drawn_window(lengths, lengths, 2000)
+    every = arrivals_in(window)
+    for run in drawn_traffic(window, engine_of(), "live", "e"):
+        assert [each.arrival_ns for each in run.problems.values()] == every[-500:].tolist()
+        assert run.rate_per_s == pytest.approx(2000 / 10, rel=0.02)
+
+
 def test_what_waits_at_the_first_poll_is_replayed_too():
     lengths = lengths_told([100.0, np.inf], np.full(20, 50))
     waiting = 40.0 - 4.0 * np.arange(11)  # of 60 that began, 6 in each interval
