@@ -103,17 +103,21 @@ def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
     lines = list(replay_lines(shown, question, explain=answer.explain))
     if answer.output is not None:
         lines += ["", f"written   {answer.output}", *next_lines("show", answer.output)]
-    elif (limit := accuracy_kept(recorded)) is not None:
+    elif (limit := accuracy_kept(prediction.predicted)) is not None:
         lines += next_lines("advise", asked.recording, "--min-accuracy", limit)
     say_all(lines)
 
 
 def accuracy_kept(run: Run) -> str | None:
-    """Return the least accuracy that a run surely has, as a limit; None where it is not known."""
+    """Return the least accuracy that advice surely finds met, as a limit; None if not known.
+
+    Advice judges it by a run of as many other problems.
+    """
     accuracy = run.accuracy
-    if accuracy is None or accuracy.low is None or accuracy.low < 0.01:
+    if accuracy is None:
         return None
-    return f"{floor(accuracy.low * 100) / 100:.2f}"
+    low = accuracy.low if accuracy.others is None else accuracy.others.low
+    return None if low is None or low < 0.01 else f"{floor(low * 100) / 100:.2f}"
 
 
 def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Recording]]:
