@@ -136,6 +136,7 @@ def test_the_document_is_the_contract(advisor):
         "budget", "system_optimal", "compute_optimal", "regret", "pareto", "compute_pareto",
         "reasons", "alternatives", "near_misses", "measure_next", "candidates", "infeasible",
         "equals", "sensitivity", "stages", "present", "experiments", "routings", "load", "notes",
+        "warning",
     ]  # fmt: skip
     pick = document["system_optimal"]
     known = {

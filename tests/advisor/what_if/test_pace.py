@@ -1,23 +1,31 @@
 """A prediction at the pace of a recorded machine is that of a machine as slow as it was."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from advisor.advice.advisor import Advisor
 from advisor.evidence.features import ZERO
+from advisor.evidence.gather import gather
 from advisor.evidence.runs import RecordedProblem, Sample, requests_at_once
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.workload import ReplayWorkload
+from advisor.search.budget import parse_budget
 from advisor.step_time.cost import linear_cost
 from advisor.step_time.pace import WINDOW_S, Pace
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from traces.errors import UsageError
+from traces.recording.reader import Recording
 from traces.summary.run import summarise
+from tui.text.advice import verdict
+
+WATCHED = Path(__file__).parents[3] / "scripts" / "watched"
 
 SLOWER = 1.4
 BASE = engine_of(max_num_seqs=16)
@@ -173,3 +181,19 @@ def test_clients_that_wait_are_told_from_open_traffic(closed, most):
     rows = pl.DataFrame({"arrival": times[:300], "end": times[300:]})
     assert (ran.scheduled_s - ran.queued_s > 0.01).mean() > 0.3  # many wait
     assert requests_at_once(rows, LIMITS.max_num_seqs) == most
+
+
+@pytest.mark.parametrize(("times", "warned"), [(1.0, False), (4.0, True)])
+def test_advice_warns_where_the_replay_of_a_watch_is_far_off(times, warned):
+    evidence = gather([Recording.open(WATCHED)], judged=False)
+    (run,) = evidence.runs
+    slower = {
+        name: dataclasses.replace(each, latency_s=times * each.latency_s)
+        for name, each in run.problems.items()
+    }
+    runs = (dataclasses.replace(run, problems=slower),)
+    advisor = Advisor.of(dataclasses.replace(evidence, runs=runs))
+    assert advisor.sent is not None and advisor.sent.pace is not None
+    answer = advisor.recommend(parse_budget({"max_latency": "60s"}))
+    assert (answer.warning is not None) == warned
+    assert any("as recorded. Do not rely on this" in part for part in verdict(answer)) == warned
