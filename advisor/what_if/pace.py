@@ -16,7 +16,10 @@ def pace_in(recording: Recording, law: StepLaw, engine: EngineConfig) -> Pace:
     Limits of the engine (`max_num_seqs` and the like) may be others. Raises UsageError where the
     recording has no step of it.
     """
-    pace = pace_of(gather([recording], judged=False, timed=False).steps, law, engine)
+    first = recording.problems["arrival"].min()  # where the time of a replay begins, too
+    since_ns = first if isinstance(first, int) else None
+    tables = gather([recording], judged=False, timed=False).steps
+    pace = pace_of(tables, law, engine, since_ns)
     if pace is None:
         raise UsageError(
             f"--at-pace-of {recording.name}: has no step of {engine.model} as it is asked about. "
