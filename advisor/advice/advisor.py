@@ -102,10 +102,7 @@ class UnderLoad:
             luck=advisor.demands.luck,
         )
         self._replay = partial(
-            advisor.replays.of,
-            concurrency=in_flight,
-            rate_per_s=rate,
-            sent=sent,
+            advisor.replays.of, concurrency=in_flight, rate_per_s=rate, sent=sent
         )
         self._probes: list[int] | None = None
         self.looked_at: dict[int, None] = {}  # places in `metrics`, for the budget asked, in order

@@ -123,7 +123,7 @@ class FreshRuns:
 class Sent:
     """How the problems of a watch came: `arrivals` [problems] in seconds since the first of them.
 
-    `pace` is that of the machine meanwhile, of which candidates on another one have nothing.
+    `pace` is that of the machine meanwhile. Candidates on another machine are replayed without it.
     `at_once` samples were in flight at most, where clients waited for answers.
     """
 

@@ -45,7 +45,7 @@ class Pace:
     def of(cls, ends_s: Floats, took_s: Floats, law_s: Floats) -> Pace:
         """Return the pace of steps that ended then, took that long, and take that by the law.
 
-        All are [steps], of which none ended before 0.
+        All are [steps]. No step ended before 0.
         """
         mean = float(took_s.sum() / law_s.sum())
         window_s = max(WINDOW_S, STEPS * float(took_s.mean()))

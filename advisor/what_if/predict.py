@@ -346,9 +346,7 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Run) -> tuple[Evide
     return evidence, replace(routed, routing=ways[0], others=others, notes=(Telling(note),))
 
 
-UNEVEN: Final = (
-    1.25  # between the fastest and the slowest of nine in ten moments, from which it is said
-)
+UNEVEN: Final = 1.25  # the slowest over the fastest of nine in ten moments, that is said
 UNLIKE: Final = 1.1  # times as long as by another's steps, from which servers differ
 
 
@@ -566,7 +564,8 @@ def _pace(
 
 def _hour_notes(after: Replays) -> list[str]:
     """Say how clients send, and at which pace of the machine a prediction is."""
-    if after.at_once is not None and not after.arrivals_asked:
+    recorded_load = after.concurrency is None and not after.arrivals_asked
+    if after.at_once is not None and recorded_load:
         waiting = (
             f"{after.at_once} requests at most were there at once, and so many for much of the "
             "time in which any waited. Their clients wait for answers, and so they do in the "
