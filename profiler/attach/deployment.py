@@ -429,9 +429,10 @@ class Deployment:
     def finished_since(self) -> tuple[float, int]:
         """Return how many requests ended during the watch, and until when that is known, unix ns.
 
-        Of several servers until the one that was polled longest ago. One that is gone is known.
+        Of several servers until the one that was polled longest ago. One that is polled no more is
+        known.
         """
-        here = [each.polled_ns for each in self.replicas if not each.scraper.lost.is_set()]
+        here = [each.polled_ns for each in self.replicas if not each.scraper.ended]
         return sum(each.finished for each in self.replicas), min(here, default=now_ns())
 
     def _keep(self, replica: Replica, page: pl.DataFrame) -> None:
@@ -467,7 +468,10 @@ class Deployment:
 
     @contextmanager
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
-        """Poll the servers into a recording while the block runs."""
+        """Have a recording take what `polled` and others tell of the servers while the block runs.
+
+        A probe.
+        """
         self._writer, self._keys_kept = writer, True
         self._begun = writer.manifest
         self._tell()
@@ -475,6 +479,19 @@ class Deployment:
         writer.at_close(
             engines=lambda: self._manifest()["engines"], models=lambda: self._manifest()["models"]
         )
+        try:
+            yield
+        finally:
+            self._keep_limits()
+            self._writer = None
+
+    @contextmanager
+    def polled(self, writer: RecordingWriter) -> Iterator[None]:
+        """Poll the servers into a `watched` recording from the block's begin to its end; a probe.
+
+        The rates of /metrics are of this time. So a workload of ours has it next to its run, and
+        what is awaited afterwards, such as the last spans, is no part of it.
+        """
         for replica in self.replicas:
             writer.add_source("scrapes", replica.scraper.drain)
             replica.scraper.start()
@@ -489,8 +506,6 @@ class Deployment:
                 if reader.pages_cut:
                     what = f"up to {reader.left_out:,} lines of each of {reader.pages_cut:,} pages"
                     writer.event("drop", f"{replica.access.where}: {what} of /metrics")
-            self._keep_limits()
-            self._writer = None
 
     def _tell(self) -> None:
         """Have the recording, where there is one, name the engines and models."""

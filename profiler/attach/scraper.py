@@ -216,6 +216,11 @@ class Scraper:
         self._stopping.set()
         self._thread.join(_LAST_S)
 
+    @property
+    def ended(self) -> bool:
+        """Whether no poll comes any more."""
+        return self.lost.is_set() or (self._stopping.is_set() and not self._thread.is_alive())
+
     def close(self) -> None:
         """Close the connection of a scraper that was not started."""
         if self._thread.ident is None:
@@ -257,9 +262,8 @@ class Scraper:
             self._client.close()
 
     def _poll_at_the_end(self) -> None:
-        """Have what came since the last poll, unless the server is silent or was just asked."""
-        asked_s = 0.0 if self._last is None else (now_ns() - self._last.time_ns) / 1e9
-        if self._gap is None and asked_s >= min(self._period_s / 2, 0.5):
+        """Have what came since the last poll, unless the server is silent."""
+        if self._gap is None and self._last is not None:
             with contextlib.suppress(Exception):  # there is no next one to wait for
                 self._take(self._fresh(self.poll()))
 

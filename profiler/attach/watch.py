@@ -48,8 +48,7 @@ def watch(
     complete = False
     try:
         with ExitStack() as stack:
-            stack.enter_context(deployment.watched(writer))
-            for probe in probes:
+            for probe in (deployment.watched, deployment.polled, *probes):
                 stack.enter_context(probe(writer))
             _wait(deployment, stop, duration_s, on_tick)
         complete = not deployment.lost

@@ -366,7 +366,12 @@ def _pose(
             **asked.settings(),
             record_text=asked.record_text,
             price_usd_per_device_hour=wanted.price,
-            probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
+            probes=(
+                deployment.watched,
+                *probes,
+                deployment.polled,
+                lambda _: Ticker(deployment, line),
+            ),
             stop_after_s=wanted.duration_s,
         )
 
