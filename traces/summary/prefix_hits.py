@@ -1,9 +1,10 @@
-"""What the prefix cache held of a watched server's requests, where their spans do not tell it.
+"""What the prefix cache held of requests to a server, where neither spans nor answers tell it.
 
-vLLM's spans do not. Its plugin tells of each step how many tokens of prompts the cache held, and
-/metrics how many since the last poll. These are of the requests whose first token came there. Of
-one request they are its own. Of several, further samples of a prompt found all of it, and the
-others found as much as each other. So their sum is what was counted.
+vLLM's spans do not, and its answers only where the server was started so. Its plugin tells of each
+step how many tokens of prompts the cache held, and /metrics how many since the last poll. These are
+of the requests whose first token came there. Of one request they are its own. Of several, further
+samples of a prompt found all of it, and the others found as much as each other. So their sum is
+what was counted.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ CACHED, HIT_TOKENS = "vllm:prompt_tokens_cached_total", "vllm:prefix_cache_hits_
 
 
 def with_hits(recording: Recording, samples: pl.DataFrame) -> pl.DataFrame:
-    """Return samples with the `cached_tokens` that the spans of watched requests do not tell.
+    """Return samples with the `cached_tokens` that nothing tells of each by itself.
 
-    Those of an engine stay null where some of its spans tell them, or nothing does.
+    Those of an engine stay null where some of its requests tell them, or nothing does. So do those
+    of a workload of ours where the cache may have held prompts of others.
     """
-    watched = samples.filter(pl.col("policy") == "")
-    untold = watched.group_by("engine").agg(pl.col("cached_tokens").count()).filter(
+    asked = samples.filter(pl.col("first_token").is_not_null())
+    untold = asked.group_by("engine").agg(pl.col("cached_tokens").count()).filter(
         cached_tokens=0
     )["engine"]  # fmt: skip
     if untold.is_empty():
@@ -36,7 +38,7 @@ def with_hits(recording: Recording, samples: pl.DataFrame) -> pl.DataFrame:
     for key in untold:
         timed = (
             samples.with_columns(places)
-            .filter(pl.col("engine") == key, pl.col("policy") == "")
+            .filter(pl.col("engine") == key)
             .drop_nulls(["first_token", "prompt_tokens"])
             .sort("first_token", "sample_index")
         )
@@ -45,6 +47,9 @@ def with_hits(recording: Recording, samples: pl.DataFrame) -> pl.DataFrame:
         if counted is None or engine is None or timed.is_empty():
             continue
         until, tokens = counted
+        is_posed = (timed["policy"] != "").any()
+        if is_posed and tokens.any() and _others_asked(recording, engine.model):
+            continue
         times, prompts = (timed[name].to_numpy() for name in ("first_token", "prompt_tokens"))
         at = np.searchsorted(until, times)
         further = timed.select(pl.col("sample_index").cum_count().over("problem_id") > 1)
@@ -57,6 +62,16 @@ def with_hits(recording: Recording, samples: pl.DataFrame) -> pl.DataFrame:
         )
     filled = pl.Series("cached_tokens", found).fill_nan(None).cast(pl.Int64)
     return samples.with_columns(filled)
+
+
+def _others_asked(recording: Recording, model: str) -> bool:
+    """Whether servers of a model ended more requests than the recording has, or do not say."""
+    engines = recording.manifest.engines
+    keys = [key for key, engine in engines.items() if engine.model == model]
+    of_model = pl.col("engine").is_in(keys)
+    finished = recording.frame("steps", ("engine", "finished")).filter(of_model)["finished"]
+    own = recording.samples.filter(of_model).height
+    return finished.count() < len(finished) or not len(finished) or finished.sum() > own
 
 
 def _counted(recording: Recording, key: str) -> tuple[Ints, Ints] | None:

@@ -542,32 +542,39 @@ def _step_range(
 
     Where the numbers were not recorded, the times say it: the first step is the one that ended
     next after the sample was scheduled, the last the one that had ended when the sample did, or was
-    about to. A front end ends a request just before the plugin in it tells of the step.
+    about to. A front end ends a request just before the plugin in it tells of the step. A client
+    does not see when its request is scheduled: the first step is then the one that gave its first
+    token.
     """
     highest = numbers.size - 1
     end_times = ends.fill_null(0).to_numpy()
     columns = samples.select(
         name
-        for each in ("first_step", "scheduled", "last_step", "end")
+        for each in ("first_step", "scheduled", "first_token", "last_step", "end")
         for name in (
             pl.col(each).fill_null(0), pl.col(each).is_not_null().alias(f"{each} known")
         )
     )  # fmt: skip
 
-    def find(number: str, time: str, *, ended: bool) -> NDArray[np.intp]:
-        by_number = np.searchsorted(numbers, columns[number].to_numpy())
-        times = columns[time].to_numpy()
-        by_time = np.searchsorted(end_times, times, side="right")
-        if ended:
-            after, before = np.minimum(by_time, highest), np.maximum(by_time - 1, 0)
-            about = end_times[after] - times < _ABOUT * (times - end_times[before])
-            by_time = np.where(about, after, before)
-        counted, timed = (columns[f"{each} known"].to_numpy() for each in (number, time))
-        position = np.where(counted, by_number, by_time)
-        return np.where(counted | timed, np.minimum(position, highest), -1)
+    def known(name: str) -> NDArray[np.bool_]:
+        return columns[f"{name} known"].to_numpy()
 
-    first = find("first_step", "scheduled", ended=False)
-    last = find("last_step", "end", ended=True)
+    def by_time(time: str, *, ended: bool) -> NDArray[np.intp]:
+        times = columns[time].to_numpy()
+        place = np.searchsorted(end_times, times, side="right")
+        if ended:
+            after, before = np.minimum(place, highest), np.maximum(place - 1, 0)
+            about = end_times[after] - times < _ABOUT * (times - end_times[before])
+            place = np.where(about, after, before)
+        return np.where(known(time), np.minimum(place, highest), -1)
+
+    def find(number: str, timed: NDArray[np.intp]) -> NDArray[np.intp]:
+        by_number = np.searchsorted(numbers, columns[number].to_numpy())
+        return np.where(known(number), np.minimum(by_number, highest), timed)
+
+    scheduled, first_token = by_time("scheduled", ended=False), by_time("first_token", ended=True)
+    first = find("first_step", np.where(known("scheduled"), scheduled, first_token))
+    last = find("last_step", by_time("end", ended=True))
     return first, np.where((last < 0) & (first >= 0), highest, last)
 
 

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.summary.prefix_hits import _beside, _evenly, _shared_out
+from traces.summary.problems import busy_seconds
+from traces.summary.run import summarise
 
 
 @given(
@@ -50,3 +53,23 @@ def test_further_samples_of_a_prompt_found_all_of_it():
 def test_what_nobody_there_had_room_for_is_moved_to_one_place_beside_it():
     assert _beside(np.array([10, 50, 0]), np.array([30, 20, 100])).tolist() == [30, 20, 10]
     assert _beside(np.array([0, 50, 0, 0]), np.array([0, 0, 0, 99])).tolist() == [0, 50, 0, 0]
+
+
+@pytest.mark.parametrize(("others", "hits", "told"), [(0, 8, 8), (1, 8, None), (1, 0, 0)])
+def test_of_a_workload_sent_to_a_server_the_steps_tell_it_unless_others_asked_too(
+    tmp_path, others, hits, told
+):
+    """A server's answers say nothing of its cache, which may have held prompts of others."""
+    rows = simulate(problems=3, n=2, seed=3)
+    for step in rows["steps"]:
+        ended = sum(each["last_step"] == step["step"] for each in rows["samples"])
+        step |= {"finished": ended, "cached_prompt_tokens": hits * step["prefill_requests"]}
+    rows["steps"][-1]["finished"] += others
+    unseen = dict.fromkeys(("first_step", "last_step", "queued", "scheduled", "cached_tokens"))
+    rows["samples"] = [sample | unseen for sample in rows["samples"]]
+    engine = engine_config(mode="server", block_size=4, enable_prefix_caching=True)
+    recording = write_recording(tmp_path / "r", rows, engine=engine)
+    (run,) = summarise(recording)
+    assert run.sample_rows["cached_tokens"].to_list() == [told] * 6
+    assert (run.flops_per_problem is None) == (told is None)
+    assert run.device_s_per_problem.value * 3 == pytest.approx(busy_seconds(run.step_rows).sum())

@@ -65,6 +65,16 @@ def test_steps_are_found_by_time_where_their_numbers_are_not_recorded():
     assert share_steps(steps, blind) == pytest.approx(by_number)
 
 
+def test_of_a_client_the_first_step_is_that_of_its_first_token():
+    """A client sees neither numbers of steps nor when a request is scheduled."""
+    steps, samples = frames(simulate(problems=4, n=3, seed=4))
+    unseen = dict.fromkeys(("first_step", "last_step", "queued", "scheduled"))
+    client = samples.with_columns(**unseen).cast(TABLES["samples"])
+    later = client.with_columns(pl.col("first_token", "end") + 50_000)  # ns on the way
+    assert share_steps(steps, client) == pytest.approx(share_steps(steps, samples))
+    assert share_steps(steps, later) == pytest.approx(share_steps(steps, samples))
+
+
 def test_of_steps_shared_with_others_a_sample_has_its_part_from_its_prompt_on():
     """A front end ends a request just before its plugin tells of the step."""
     ms = 10**6
@@ -86,7 +96,8 @@ def test_of_steps_shared_with_others_a_sample_has_its_part_from_its_prompt_on():
 
 def test_unknown_samples_have_no_share():
     steps, samples = frames(simulate(problems=2, n=2))
-    nowhere = samples.with_columns(first_step=None, last_step=None, scheduled=None, end=None)
+    times = dict.fromkeys(("first_step", "last_step", "scheduled", "first_token", "end"))
+    nowhere = samples.with_columns(**times)
     assert np.isnan(share_steps(steps, nowhere.cast(TABLES["samples"]))).all()
     assert np.isnan(share_steps(steps.clear(), samples)).all()
 
@@ -133,8 +144,8 @@ def test_a_sample_that_never_ran_cost_nothing_and_changes_no_share():
 def test_where_scheduling_is_not_told_a_cancelled_sample_stays_unknown():
     rows = simulate(problems=2, n=2, seqs=6, seed=5)
     for sample in rows["samples"]:
-        sample |= {"scheduled": None, "first_step": None, "cancelled_by": "decision"}
-        sample["output_tokens"] = 0
+        sample |= {"scheduled": None, "first_step": None, "first_token": None, "output_tokens": 0}
+        sample["cancelled_by"] = "decision"
     assert np.isnan(share_steps(*frames(rows))).all()
 
 
