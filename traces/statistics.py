@@ -418,10 +418,10 @@ def _places_of_others(size: int, q: float) -> tuple[Ints, Floats]:
     ranks, shares = [], []
     for first in range(0, OTHERS, rows := max(1, _CHUNK_CELLS // size)):
         count = min(rows, OTHERS - first)
-        seen = np.sort(rng.random((count, size)), axis=1)
+        seen = rng.random((count, size))
         others = np.quantile(rng.random((count, size)), q, axis=1)
         ranks.append((seen < others[:, None]).sum(axis=1))
-        shares.append((1 - seen[:, -1]) / np.maximum(1 - others, 1e-12))
+        shares.append((1 - seen.max(axis=1)) / np.maximum(1 - others, 1e-12))
     rank, share = np.concatenate(ranks), np.maximum(np.concatenate(shares), 1.0)
     order = np.lexsort((share, rank))
     return rank[order].astype(np.int64), share[order]

@@ -22,7 +22,7 @@ from traces.recording.parts import write_part
 from traces.recording.tables import TABLES, in_table
 from traces.statistics import Floats
 
-MOST_STEPS: Final = 5_000_000  # rows of the steps table; a leap of the replay holds many
+MOST_STEPS: Final = 2_000_000  # rows of the steps table; a leap of the replay holds many
 
 
 def replayed_tables(
@@ -170,21 +170,20 @@ def _steps(
     end = np.rint(ends * 1e9).astype(np.int64) + start_ns
     begun = np.rint(starts[row] * 1e9).astype(np.int64) + start_ns
     before = np.where(place > 0, np.roll(end, 1), begun)
-    last = np.full(len(names), -1, dtype=np.int64)
-    interval = np.full(len(row), -1, dtype=np.int64)
-    for leap, (first, many) in enumerate(zip(np.cumsum(count) - count, count, strict=True)):
-        number = log["engine"][leap]
-        interval[first : first + many] = end[first : first + many] - before[first : first + many]
-        if abs(before[first] - last[number]) > 1:  # it was idle before
-            interval[first] = -1
-        last[number] = end[first + many - 1]
+    interval = end - before
+    first = np.cumsum(count) - count
+    for number in range(len(names)):
+        leaps = np.flatnonzero(log["engine"] == number)
+        ended = np.concatenate([[-1], end[first[leaps] + count[leaps] - 1][:-1]])
+        idle = np.abs(before[first[leaps]] - ended) > 1  # before the leap
+        interval[first[leaps[idle]]] = -1
     work = Work(*log["work"][row].T)
     work = work._replace(
         decode_kv_tokens=work.decode_kv_tokens + place * column("growth"),
         decode_window_tokens=work.decode_window_tokens + place * column("window_growth"),
     )
     frame: dict[str, Any] = {
-        "engine": [names[int(i)] for i in column("engine")],
+        "engine": pl.Series(names).gather(log["engine"][row]),
         "step": np.arange(len(row)),
         "end": end,
         "interval_ns": interval,

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
@@ -165,6 +165,7 @@ class Replays:
         source, self.at_once = sources[0], own.at_once
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
+        self._stop_for = cache(question.policy.stop_for)  # of the class of a problem
         self.recorded = min(len(source.problems[name].samples) for name in self.ids)
         self.recorded_loads = [
             [self._load(source, name) for name in self.ids] for source in sources
@@ -375,7 +376,7 @@ class Replays:
                 f"{source.recording}: does not say how drafts went per sample. Record again"
             )
         load = RecordedProblem.of(problem, samples)
-        stop = self.question.policy.stop_for(problem.group)
+        stop = self._stop_for(problem.group)
         if stop is None or stop.rule != ROUTED:
             return load
         return replace(load, route=stop.value)

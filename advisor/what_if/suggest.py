@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from advisor.evidence.gather import stand_for_all
-from advisor.evidence.live.histograms import arrivals_in
+from advisor.evidence.live.histograms import MOST_DRAWN, arrivals_in
 from advisor.evidence.live.servers import replayable, servers_of
 from advisor.evidence.runs import rate_under_load, read_runs
 from advisor.replay.replay import Replicas
@@ -153,7 +155,8 @@ def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
 def _seen_rate(servers: Sequence[Watched]) -> float:
     """Return the requests a second of servers while they came, as their /metrics tell it."""
     windows = [each.window for each in servers if each.window is not None]
-    arrivals = [time for window in windows for time in arrivals_in(window)]
+    each = [np.zeros(0, dtype=np.int64), *map(arrivals_in, windows)]
+    arrivals = np.sort(np.concatenate(each))[-MOST_DRAWN:].tolist()
     ended, seconds = (
         sum(window.total(f"{E2E}_{part}") or 0.0 for window in windows) for part in ("count", "sum")
     )

@@ -57,7 +57,8 @@ AGREE = 1.5  # by which the gaps between tokens may differ from the tokens that 
 ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
-MOST_DRAWN = 10_000  # requests of a draw: the last of them
+MOST_DRAWN = 4_000  # requests of a draw: the last of them
+MOST_COUNTED = 1 << 53  # requests: a float counts no farther
 MOST_SPREAD = 1.2  # sd of the log of lengths whose mean alone is known: from none up to this
 
 
@@ -209,7 +210,7 @@ def drawn_traffic(
     Empty where /metrics does not tell lengths or nothing finished. Problems have no answers, no
     latency and one sample each.
     """
-    firsts, arrivals = window.histograms.get(TTFT), arrivals_in(window)[-MOST_DRAWN:]
+    firsts, arrivals = window.histograms.get(TTFT), arrivals_in(window)
     prompts = _told_lengths(window, PROMPT_LENGTH, PROMPT)
     outputs = _told_lengths(window, OUTPUT_LENGTH, GENERATED)
     if isinstance(outputs, float) and software_of(engine) == SGLANG:
@@ -263,7 +264,8 @@ def drawn_traffic(
 def arrivals_in(window: Window) -> Ints:
     """Return when requests came, unix ns, evenly within each interval between polls.
 
-    None of a page that does not count first tokens.
+    The last `MOST_DRAWN` of them, so that no counter of a page fills the memory. None of a page
+    that does not count first tokens.
 
     Ascending, though polls may not be. Those that came got their first token or wait: the first
     tokens and how many more wait. Those that wait at the first poll came before it, at times that
@@ -278,12 +280,13 @@ def arrivals_in(window: Window) -> Ints:
     came[0] = waiting[0]
     # A queue that shrinks gives its requests to the intervals before, in which they came.
     total = np.maximum.accumulate(np.maximum(np.cumsum(came), 0.0))
-    upto = np.floor(total + 1e-9).astype(np.int64)
+    upto = np.floor(np.minimum(total, MOST_COUNTED) + 1e-9).astype(np.int64)
     counts = np.diff(upto, prepend=0)
+    kept = np.clip(MOST_DRAWN - (upto[-1] - upto), 0, counts)
     times = []
-    for place in np.flatnonzero(counts):
+    for place in np.flatnonzero(kept):
         begin, end = window.times[max(place - 1, 0)], window.times[place]
-        parts = (np.arange(counts[place]) + 0.5) / counts[place]
+        parts = (np.arange(counts[place] - kept[place], counts[place]) + 0.5) / counts[place]
         times.append(begin + np.rint(parts * (end - begin)).astype(np.int64))
     return np.sort(np.concatenate(times)) if times else np.zeros(0, dtype=np.int64)
 

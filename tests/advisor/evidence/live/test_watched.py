@@ -12,7 +12,7 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
-from advisor.evidence.live.histograms import arrivals_in, drawn_traffic, mean_steps
+from advisor.evidence.live.histograms import MOST_DRAWN, arrivals_in, drawn_traffic, mean_steps
 from advisor.evidence.runs import rate_under_load
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
@@ -390,13 +390,25 @@ def test_drawn_requests_fit_in_the_context_that_the_server_allows():
 
 def test_of_more_requests_than_a_replay_takes_the_last_are_drawn(monkeypatch):
     """A page that counts millions does not ask for hours of replay."""
-    monkeypatch.setattr("advisor.evidence.live.histograms.MOST_DRAWN", 500)
     lengths = lengths_told([100.0, np.inf], np.full(2000, 50))
     window = drawn_window(lengths, lengths, 2000)
     every = arrivals_in(window)
+    assert len(every) == 2000
+    monkeypatch.setattr("advisor.evidence.live.histograms.MOST_DRAWN", 500)
     for run in drawn_traffic(window, engine_of(), "live", "e"):
         assert [each.arrival_ns for each in run.problems.values()] == every[-500:].tolist()
         assert run.rate_per_s == pytest.approx(2000 / 10, rel=0.02)
+
+
+@pytest.mark.parametrize("times", [10**9, 10**300])
+def test_no_counter_of_a_page_fills_the_memory(times):
+    """Each interval counts 200 requests that many times: the last of them all came in the last."""
+    firsts = lengths_told([0.1, np.inf], np.full(2000, 0.05))
+    firsts = Histogram(bounds=firsts.bounds, counts=firsts.counts * times, sums=firsts.sums)
+    window = drawn_window(None, None, 0)
+    arrivals = arrivals_in(dataclasses.replace(window, histograms={TTFT: firsts}))
+    assert len(arrivals) == MOST_DRAWN
+    assert 0 <= arrivals[0] <= arrivals[-1] <= 10 * 10**9
 
 
 def test_what_waits_at_the_first_poll_is_replayed_too():
