@@ -38,7 +38,7 @@ from traces.schema.formats import (
 from traces.schema.quantities import LIMITS, latency, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import ENDS, Z95, tells_above, tied
-from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.comparison import RUN_TO_RUN, assumed_words
 
 ENOUGH_PROBLEMS = 100
 EXPECTED_LOSS = "how much worse it is than what one would choose if all were known, on average"
@@ -393,10 +393,8 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
             f"(one standard deviation of {counted(repeats, 'run')} left out{pooled})"
         )
     else:
-        yield (
-            f"run-to-run spread of {percent(RUN_TO_RUN)} is assumed, not measured: "
-            "no recording could be left out"
-        )
+        assumed = assumed_words([law.sigma], law.runs, unsteady=not law.coarse)
+        yield f"the run-to-run spread of times is {assumed}. No recording could be left out"
     if pick.extrapolated:
         yield "extrapolated: the pick makes larger steps than any recorded"
 

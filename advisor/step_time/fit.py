@@ -38,7 +38,7 @@ from advisor.step_time.law import StepLaw
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Z95, Floats, student_95
-from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
+from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN, stretches, varied
 
 FEWEST_DOUBLED = 50  # steps on either side, where smaller batches predict larger ones
 ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
@@ -105,7 +105,8 @@ class StepTimeModel:
             law_tables = [table for table in tables if law_key(table.engine) == key]
             sigma, repeats = self._spread(key, law_tables, seconds, outside=False)
             sigma_outside, repeats_outside = self._spread(key, law_tables, seconds, outside=True)
-            if any(table.coarse for table in law_tables):
+            coarse = any(table.coarse for table in law_tables)
+            if coarse:
                 sigma, sigma_outside = (
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
@@ -115,6 +116,7 @@ class StepTimeModel:
                 sigma_outside=max(sigma, sigma_outside),
                 repeats=repeats,
                 repeats_outside=repeats_outside,
+                coarse=coarse,
                 reads=reads_of(law_tables[0].facts),
             )
         return self
@@ -253,18 +255,8 @@ class StepTimeModel:
             freedom = PRIOR_REPEATS + len(errors)
             squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
             return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95, len(errors)
-        blocks = [
-            float(np.log(part.sum() / whole.sum()))
-            for table in own
-            for part, whole in zip(
-                np.array_split(table.seconds, 8),
-                np.array_split(table.composition @ seconds, 8),
-                strict=True,
-            )
-            if len(part)
-        ]
-        # A disturbance that lasts for a block may last for a run (traces/summary/comparison.py).
-        sigma = float(np.hypot(RUN_TO_RUN, np.std(blocks)))
+        factors = [stretches(table.seconds, table.composition @ seconds) for table in own]
+        sigma = float(np.hypot(RUN_TO_RUN, varied(np.concatenate(factors))))
         return (float(np.hypot(sigma, self._doubled(own))) if outside else sigma), 0
 
     def _doubled(self, own: Sequence[StepTable]) -> float:

@@ -51,7 +51,8 @@ class StepLaw:
     outside what was left to learn from. `runs` are the recordings it was learned from, `repeats`
     and `repeats_outside` how many were held out to find the spreads (0: `RUN_TO_RUN` is assumed).
     With a `prior` nothing was recorded: `seconds` come near to its tables, from which replays take
-    their times. `reads` is what its features count. `ends` [2 or 3, FEATURES] are laws that fit its
+    their times. `reads` is what its features count. `coarse` says that its steps were means between
+    two polls, which `sigma` holds too. `ends` [2 or 3, FEATURES] are laws that fit its
     steps as well, from one that grows little with requests to one that grows much, between which it
     lies (None of a prior). Where the steps tell what each feature costs they are alike.
     """
@@ -66,6 +67,7 @@ class StepLaw:
     repeats_outside: int
     prior: PriorCost | None = None
     reads: Reads = ALL
+    coarse: bool = False
     ends: Floats | None = None
 
     def predict(self, composition: Floats) -> Floats:
@@ -113,10 +115,10 @@ class StepTimes:
 
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
-    recordings left out from which these spreads are measured, 0 where they are assumed. `ends`
-    are the costs that fast and slow steps are made of, where they are others than `cost`. `others`
-    are costs that the recorded steps cannot tell from it. `ttft` is
-    between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
+    recordings left out from which these spreads are measured, 0 where they are assumed, which holds
+    what a `coarse` law adds. `ends` are the costs that fast and slow steps are made of, where they
+    are others than `cost`. `others` are costs that the recorded steps cannot tell from it. `ttft`
+    is between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
     peaks lie outside of the recorded steps, as (value, largest recorded), `smaller` whether so many
     requests a step do, and `fewest` how many there were. `notes` are what else
     there is to say of them. `at_load` gives those of a load, which it sees from what a run of it
@@ -129,6 +131,7 @@ class StepTimes:
     within: Callable[[Mapping[str, float]], bool]
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
+    coarse: bool = False
     beyond: Callable[[Mapping[str, float]], Mapping[str, tuple[float, float]]] = lambda _: {}
     smaller: Callable[[float], bool] = lambda _: False
     fewest: float = 0.0

@@ -79,7 +79,7 @@ from traces.schema.estimate import Predicted, with_intervals
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
-from traces.summary.comparison import RUN_TO_RUN, lies_off
+from traces.summary.comparison import RUN_TO_RUN, assumed_words, lies_off
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Printed, Run
 
@@ -625,8 +625,8 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
         if after.times.repeats is not None:
             left_out = after.times.repeats[int(after.outside)]
-            spread = f"assumed: {RUN_TO_RUN * 100:g} %, and how much the steps of the run vary"
             inside, outside = after.times.sigma or (0.0, 0.0)
+            spread = assumed_words([inside], runs, unsteady=not after.times.coarse)
             if left_out:
                 spread = f"measured by predicting {left_out} recordings from the others"
             elif after.outside and outside > inside:

@@ -90,6 +90,7 @@ def learned(law: StepLaw) -> StepTimes:
         smaller=law.smaller,
         fewest=law.fewest,
         repeats=(law.repeats, law.repeats_outside),
+        coarse=law.coarse,
         others=() if law.ends is None else tuple(linear_cost(e, law.reads) for e in law.ends),
     )
 

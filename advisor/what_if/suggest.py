@@ -21,8 +21,8 @@ from traces.live.verdict import Remedy, change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.engine import RANKS, EngineConfig
-from traces.schema.formats import counted, number, percent
-from traces.summary.comparison import RUN_TO_RUN, within
+from traces.schema.formats import counted, number
+from traces.summary.comparison import RUN_TO_RUN, paces, varied
 from traces.summary.run import Run, summarise
 
 FEW: Final = 30  # requests, whose mean latency is off by chance as much as runs differ
@@ -104,12 +104,12 @@ def _no_replay(change: Remedy, engine: EngineConfig) -> str | None:
 
 def _why_off(recording: Recording, run: Run) -> str:
     """Return what the recording shows of why a replay does not give it, and how to watch again."""
-    pace = within(run.step_rows) if recording.rows("steps") else 0.0
-    if pace > RUN_TO_RUN:
+    factors = paces(run.step_rows)
+    if varied(factors) > RUN_TO_RUN:
         return (
-            f"The same steps took {percent(pace)} more or less time from one eighth of the watch "
-            "to another (one standard deviation). A longer watch does not help. Watch again while "
-            "nothing else uses the machine"
+            f"The server was not always as fast: steps took from {min(factors):.2f} to "
+            f"{max(factors):.2f} times their usual time, by eighths of its busy time. A longer "
+            "watch does not help. Watch again while nothing else uses the machine"
         )
     sent = {"samples": "spans", "steps": "steps (the plugin)"}
     lacking = [name for table, name in sent.items() if not recording.rows(table)]

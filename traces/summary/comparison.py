@@ -20,6 +20,7 @@ from traces.recording.reader import Recording, find_recordings
 from traces.recording.tables import STEP_INTERVAL
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import percent
 from traces.schema.quantities import GATES
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
@@ -55,7 +56,8 @@ MOST_BESIDE = 24  # repeats that are read
 BLOCKS_DIFFER = 0.1  # by which the cache of the same engine may differ from start to start
 _MOST_AT_ONCE = 1.25  # times as many requests that run at once tell two engines apart
 _HELD, _WAITED = 0.05, 0.2  # shares of a run's busy time in which so many ran, and others waited
-_STRETCHES = 8  # of neighbouring steps, for the spread within a run
+UNSTEADY = 1.5 * RUN_TO_RUN  # a spread from which the speed within a run is why it is as wide
+_STRETCHES = 8  # of a run's busy time, for the spread within it
 _FEWEST_STEPS = 10 * _STRETCHES
 
 
@@ -108,27 +110,69 @@ def assumed(runs: Sequence[Run]) -> tuple[float, ...]:
 
 
 def within(steps: pl.DataFrame | None) -> float:
-    """Return how much the speed of a run varies among eight stretches of its steps, as an sd.
+    """Return how much the speed of a run varies among the eighths of its busy time, as an sd.
+
+    Steps are held against what as many requests and prompt tokens take in the run.
+    """
+    return varied(paces(steps))
+
+
+def varied(factors: Floats) -> float:
+    """Return the sd of the log of the `stretches` of runs of an engine.
 
     A disturbance that lasts for a stretch may last for a run, so that runs differ by as much as
-    stretches do. Steps are held against what as many requests and prompt tokens take in the run.
+    stretches do.
     """
+    return float(np.std(np.log(factors), ddof=1)) if len(factors) > 1 else 0.0
+
+
+def stretches(took: Floats, usual: Floats) -> Floats:
+    """Return how long the steps of each eighth of a run's busy time took, in their usual time.
+
+    `took` and `usual` [steps] are seconds. A step is of the eighth that its middle lies in, and an
+    eighth may have none: it is left out.
+    """
+    middles = np.cumsum(took) - took / 2
+    eighth = np.minimum(middles / took.sum() * _STRETCHES, _STRETCHES - 1).astype(int)
+    sums = (np.bincount(eighth, each, _STRETCHES) for each in (took, usual))
+    took_s, usual_s = (each[np.unique(eighth)] for each in sums)
+    return np.asarray(took_s / usual_s)
+
+
+def paces(steps: pl.DataFrame | None) -> Floats:
+    """Return the `stretches` of a run's steps, none where they are too few."""
     if steps is None:
-        return 0.0
+        return np.zeros(0)
     timed = steps.filter(~pl.col("profiled").fill_null(False)).select(
         STEP_INTERVAL.alias("time"),
         pl.col("decode_requests", "prefill_tokens").cast(pl.Float64).fill_null(0.0),
     )
     timed = timed.drop_nulls("time").filter(pl.col("time") > 0)
     if timed.height < _FEWEST_STEPS:
-        return 0.0
+        return np.zeros(0)
     time = timed["time"].to_numpy().astype(float)
     design = np.column_stack([np.ones(time.size), *timed.select(pl.exclude("time")).to_numpy().T])
     calm = time <= 10 * np.median(time)  # a stall is no step's own time
     weights, *_ = np.linalg.lstsq(design[calm], time[calm], rcond=None)
     expected = np.maximum(design @ weights, 0.1 * np.median(time))
-    stretches = zip(*(np.array_split(each, _STRETCHES) for each in (time, expected)), strict=True)
-    return float(np.std([np.log(took.sum() / usual.sum()) for took, usual in stretches], ddof=1))
+    return stretches(time, expected)
+
+
+def assumed_words(sds: Sequence[float], runs: int, *, unsteady: bool = True) -> str:
+    """Return which spread from run to run is assumed, and why it is wide where it is.
+
+    `runs` are those that it is of, and `unsteady` is False where their speed is not why.
+    """
+    each = [percent(sd) for sd in sds]
+    sizes = " and ".join(
+        f"{sd} for {run}" for run, sd in zip(("the first", "the second"), each, strict=False)
+    )
+    sizes = each[0] if len(set(each)) == 1 else sizes
+    text = f"assumed, not measured: {sizes} (one standard deviation)"
+    if unsteady and max(sds) > UNSTEADY:
+        were = "it was" if runs == 1 else "they were"
+        text += f", because the speed varied that much while {were} recorded"
+    return text
 
 
 def configuration(run: Run) -> Hashable:
@@ -916,20 +960,20 @@ def parse_limit(text: str) -> Limit:
     match = _LIMIT.fullmatch(text)
     if match is None:
         raise UsageError(f"--fail-on {text!r}: is not understood. Write for example {EXAMPLE}")
-    name, side, amount, percent = match.groups()
+    name, side, amount, per_cent = match.groups()
     if name not in GATES:
         raise UsageError(f"--fail-on {text!r}: no metric {name}. Choose one of {', '.join(GATES)}")
     if amount[0] not in "+-" and float(amount):
         raise UsageError(
             f"--fail-on {text!r}: the number is a difference, so give its sign, for example "
-            f"{name}{side}+{amount}{percent}"
+            f"{name}{side}+{amount}{per_cent}"
         )
     return Limit(
         text=text.strip(),
         tag=GATES[name].tag,
         above=side == ">",
-        amount=float(amount) * (0.01 if percent else 1.0),
-        relative=bool(percent),
+        amount=float(amount) * (0.01 if per_cent else 1.0),
+        relative=bool(per_cent),
     )
 
 

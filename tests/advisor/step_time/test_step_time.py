@@ -24,7 +24,8 @@ from traces.errors import UsageError
 from traces.recording.tables import COMPOSITION, WINDOWED
 from traces.schema.tts.policy import Policy
 from traces.statistics import student_95
-from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.comparison import RUN_TO_RUN, assumed
+from traces.summary.run import summarise
 
 
 @pytest.mark.slow
@@ -239,3 +240,22 @@ def test_the_composition_counts_drafts_and_context():
         "query_context": 55 + 400, "window_tokens": 0, "window_context": 0,
         **dict.fromkeys(HOST_WORK, 0),
     }  # fmt: skip
+
+
+def test_the_spread_that_is_assumed_of_a_run_is_the_one_that_a_comparison_assumes(tmp_path):
+    """Of a machine that was twice as fast from a third of the run on."""
+    recording = record(tmp_path / "r", engine_of(), VOTE16, noise=0.02)
+    (run,) = summarise(recording)
+    (table,) = gather([recording]).steps
+
+    def drifting(count):
+        return np.where(np.arange(count) < count // 3, 2.0, 1.0)
+
+    rows = run.step_rows.with_columns(
+        pl.col("interval_ns", "wall_ns") * pl.Series(drifting(run.step_rows.height))
+    )
+    drifted = replace(table, seconds=table.seconds * drifting(len(table.seconds)))
+    (wanted,) = assumed([replace(run, step_rows=rows)])
+    sigma = StepTimeModel().fit([drifted]).law(table.engine).sigma
+    assert wanted > 3 * RUN_TO_RUN
+    assert sigma == pytest.approx(wanted, rel=0.03)

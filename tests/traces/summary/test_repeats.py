@@ -22,6 +22,7 @@ from traces.summary.comparison import (
     ran_apart,
     ran_at_once,
     spread_of,
+    stretches,
     within,
 )
 from traces.summary.metrics import METRICS
@@ -227,6 +228,15 @@ def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
     assert within(of(calm)) < 0.01
     assert 0.2 < within(of(slow)) < 0.6
     assert within(None) == within(of(calm).head(20)) == 0
+
+
+def test_stretches_are_of_the_time_and_not_of_the_steps():
+    """A tenth of the steps took half of the time, twice as long as usual."""
+    usual = np.concatenate([np.full(40, 4.5), np.ones(360)])
+    took = usual * np.where(np.arange(400) < 40, 2.0, 1.0)
+    assert stretches(took, usual) == pytest.approx([2.0] * 4 + [1.0] * 4)
+    stalled = np.array([1.0, 1.0, 96.0, 1.0, 1.0])  # some eighths have no step
+    assert stretches(stalled, np.ones(5)).tolist() == [1.0, 96.0, 1.0]
 
 
 def test_nothing_lies_above_an_interval_with_an_open_end():

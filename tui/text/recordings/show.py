@@ -29,7 +29,7 @@ from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import mean
-from traces.summary.comparison import RUN_TO_RUN, Difference, RunSpread, by_problems
+from traces.summary.comparison import Difference, RunSpread, assumed_words, by_problems
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.problems import mostly_told
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Comparison, Counterfactuals
 
 INDENT = 10
-UNSTEADY = 1.5 * RUN_TO_RUN
 MOST_SETS = 6  # of problems, named
 _TAGS = (
     "accuracy",
@@ -452,16 +451,8 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         text = f"what each of them printed{_but_for(spread.shared)}"
         return wrap("", f"spread of times, in the intervals: {text}", width=width, indent=2)
     else:
-        each = [percent(sd) for sd in spread.assumed]
-        sizes = " and ".join(
-            f"{sd} for {run}" for run, sd in zip(("the first", "the second"), each, strict=False)
-        )
-        sizes = each[0] if len(set(each)) == 1 else sizes
-        text = f"assumed, not measured: {sizes} (one standard deviation)"
-        if max(spread.assumed) > UNSTEADY:
-            ran = "they" if len(each) > 1 else "it"
-            text += f", because the speed varied that much while {ran} ran"
-        again = "each" if len(each) > 1 else "it"
+        text = assumed_words(spread.assumed, len(spread.assumed))
+        again = "each" if len(spread.assumed) > 1 else "it"
         text += f". Record {again} again into the same folder to measure it"
     if spread.printed:
         text += f". The replay {' and '.join(spread.printed)} has the spread that it printed"

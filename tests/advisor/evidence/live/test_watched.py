@@ -236,7 +236,7 @@ def server_where_requests_wait(monkeypatch, max_num_seqs):
         window=None, engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
     )
     runs = [SimpleNamespace(engine=engine, rows=None, step_rows=0.02, problems=400)]
-    monkeypatch.setattr(what_next, "within", lambda pace: pace)
+    monkeypatch.setattr(what_next, "paces", lambda pace: np.array([1.0, 1.0 + (pace or 0.0)]))
     monkeypatch.setattr(what_next, "summarise", lambda _: runs)
     monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
     monkeypatch.setattr(what_next, "servers_of", lambda _: [])
@@ -531,7 +531,7 @@ def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
         ("samples", {}, "with steps"),
         ("samples steps", {"problems": 5}, "It holds 5 requests. Watch again for longer"),
         ("samples steps", {}, "does not show why"),
-        ("samples steps", {"step_rows": 0.3}, "took 30 % more or less time"),
+        ("samples steps", {"step_rows": 0.3}, "from 1.00 to 1.30 times their usual time"),
         ("steps", {"step_rows": 0.3, "problems": 5}, "A longer watch does not help"),
     ],
 )
