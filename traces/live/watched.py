@@ -56,12 +56,13 @@ class Watched:
     """One engine of a deployment; `events` counts what happened to it by kind.
 
     `window` holds what its polls say, each by itself, and is None where `numbers` is. `losses` say
-    what the recording lacks. `requests` are None where no request was seen by itself: only
-    histograms tell of times then.
+    what the recording lacks, and `cut` why it is not complete. `requests` are None where no request
+    was seen by itself: only histograms tell of times then.
     """
 
     recording: str
     complete: bool
+    cut: str | None
     engine: EngineConfig
     numbers: Numbers | None
     verdict: Verdict
@@ -255,6 +256,7 @@ def _watched(
     return Watched(
         recording=recording.name,
         complete=recording.complete,
+        cut=recording.cut,
         engine=engine,
         numbers=numbers,
         verdict=judge(key, evidence),

@@ -8,6 +8,7 @@ as it is: older recordings have none, and a power failure may lose the last line
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -35,10 +36,13 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def add(folder: Path, name: str, digest: str) -> None:
-    """Append the checksum of a file that is about to appear. Raises OSError."""
+    """Append the checksum of a file that is about to appear, whole or not. Raises OSError."""
     line = f"{digest}  {name}\n".encode()
-    with _LOCK, open(folder / NAME, "ab", opener=as_private) as file:
-        file.write(line)
+    with _LOCK, open(folder / NAME, "ab", buffering=0, opener=as_private) as file:
+        before, written = file.tell(), file.write(line)
+        if written < len(line):  # the disk is full: the next line begins where this one did
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_checksums(folder: Path) -> Checksums:

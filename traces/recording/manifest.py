@@ -23,7 +23,8 @@ from traces.schema.record import Amount, Count, Record, Some
 from traces.schema.tts.policy import Policy
 
 NAME = "recording.json"
-PARTIAL = f"{NAME}.partial"
+PARTIAL = f"{NAME}.partial"  # the room of the next one, while a recording is written
+SPARE = f"{NAME}.spare"
 LEAST_RESERVED = 1 << 16
 MOST_BYTES = 16 << 20
 MOST_ENGINES = 4_096  # and policies, and models
@@ -123,8 +124,8 @@ class Manifest(Record):
     `engines`, `policies` and `models` map a key to what it stands for (the key of a model is its
     name). `probe_cost_us` is the median time that the step probe took per step,
     `kernel_windows_cost` the share of the run's time that profiler windows took, `dropped` counts
-    rows per table that were measured but not kept. `complete` is False until the run has ended by
-    itself.
+    rows per table that were measured but not kept, and `failure` says why writing failed, if that
+    is why. `complete` is False until the run has ended by itself.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -143,6 +144,7 @@ class Manifest(Record):
     kernel_windows_cost: float | None = None
     checkpoints: CheckpointCost | None = None
     dropped: dict[str, Count] = field(default_factory=dict)
+    failure: str | None = None
     complete: bool = False
 
     @property
@@ -151,9 +153,13 @@ class Manifest(Record):
         counts = sorted(self.dropped.items())
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
 
+    def encoded(self) -> bytes:
+        """Return the contents of the file."""
+        return json.dumps(self.to_json(), indent=1).encode()
+
     def write(self, folder: Path) -> None:
         """Replace `recording.json` whole, to survive a power failure. Raises OSError."""
-        data = json.dumps(self.to_json(), indent=1).encode()
+        data = self.encoded()
         partial = folder / PARTIAL
         with open(partial, "ab", opener=as_private):
             pass
@@ -169,14 +175,22 @@ class Manifest(Record):
             checksums.compact(folder)
 
 
-def reserve(folder: Path) -> None:
-    """Keep room for the next `recording.json`, twice as large as this one. Raises OSError."""
-    size = max(2 * (folder / NAME).stat().st_size, LEAST_RESERVED)
-    with open(folder / PARTIAL, "wb", opener=as_private) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.write(bytes(size))
+def reserve(folder: Path, manifest: Manifest) -> Path:
+    """Return a file with room for a `recording.json` twice as large. Raises OSError.
+
+    It becomes `PARTIAL` when the one before is used: a full disk takes the room of neither.
+    """
+    size, spare = max(2 * len(manifest.encoded()), LEAST_RESERVED), folder / SPARE
+    try:
+        with open(spare, "wb", opener=as_private) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+    except OSError:
+        spare.unlink(missing_ok=True)
+        raise
+    return spare
 
 
 def check_free(folder: Path) -> None:

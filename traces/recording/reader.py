@@ -101,6 +101,17 @@ class Recording:
         return self.manifest.complete and not self._missing
 
     @property
+    def cut(self) -> str | None:
+        """Why it is not complete, None where it is."""
+        if self.complete:
+            return None
+        if self.manifest.clock_end is None:
+            return "the run was cut off or is still going"
+        if self.manifest.failure is not None:
+            return f"writing failed with {self.manifest.failure}"
+        return "rows or files are missing" if self.losses else "ended early"
+
+    @property
     def replay_of(self) -> str | None:
         """The recording that a replay predicted this one from; None for what was measured."""
         replayed = self.manifest.provenance.get("replayed")

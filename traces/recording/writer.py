@@ -30,7 +30,15 @@ from polars.io.plugins import register_io_source
 from traces.clock import now_ns
 from traces.errors import RecordingError
 from traces.recording import checksums
-from traces.recording.manifest import NAME, PARTIAL, ClockReading, Manifest, reserve, take_folder
+from traces.recording.manifest import (
+    NAME,
+    PARTIAL,
+    SPARE,
+    ClockReading,
+    Manifest,
+    reserve,
+    take_folder,
+)
 from traces.recording.parts import (
     FAN_IN,
     Part,
@@ -258,11 +266,11 @@ class RecordingWriter:
         try:
             for table in TABLES:
                 remove_leftovers(self.path, table)
-            self.manifest.write(self.path)
-            reserve(self.path)
+            self._write_manifest(last=False)
         except OSError as error:
             with contextlib.suppress(OSError):  # the folder can be taken again
                 (self.path / PARTIAL).unlink(missing_ok=True)
+                (self.path / SPARE).unlink(missing_ok=True)
                 (self.path / NAME).unlink()
             raise RecordingError(f"{self.path}: cannot be written ({error.strerror})") from None
 
@@ -295,19 +303,25 @@ class RecordingWriter:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the manifest and write it."""
+        self._update(changes, last=False)
+
+    def _update(self, changes: Mapping[str, Any], *, last: bool) -> None:
         with self._updating:
             self.manifest = dataclasses.replace(self.manifest, **changes)
             try:
                 self._check_folder()
-                self.manifest.write(self.path)
+                self._write_manifest(last=last)
                 self._manifest_kept = True
             except OSError as error:
                 self._fail(error)
                 self._manifest_kept = False
-                return
-            if not self._closing.is_set():
-                with contextlib.suppress(OSError):  # a full disk: the next one may find room
-                    reserve(self.path)
+
+    def _write_manifest(self, *, last: bool) -> None:
+        """Write `recording.json` into its room; but for the `last` one, other room is had first."""
+        spare = None if last else reserve(self.path, self.manifest)
+        self.manifest.write(self.path)
+        if spare is not None:
+            spare.replace(self.path / PARTIAL)
 
     def at_close(self, **changes: Callable[[], Any]) -> None:
         """Have `close` ask for fields of the manifest that are known when all is drained."""
@@ -330,12 +344,13 @@ class RecordingWriter:
             self._lost[table] += self._waiting(table)
         lost = sum(self._lost.values())
         dropped = {table: self._dropped[table] + self._lost[table] for table in TABLES}
-        self.update(
-            complete=complete and not lost and not self._unfit and not self._gone,
-            clock_end=read_clocks(),
-            dropped={table: count for table, count in dropped.items() if count},
-            **{name: ask() for name, ask in self._asked.items()},
-        )
+        end = {
+            "complete": complete and not lost and not self._unfit and not self._gone,
+            "clock_end": read_clocks(),
+            "dropped": {table: count for table, count in dropped.items() if count},
+            "failure": self._failure if lost else None,
+        }
+        self._update(end | {name: ask() for name, ask in self._asked.items()}, last=True)
         if lost or not self._manifest_kept:
             raise RecordingError(f"{self.path}: {self._what_was_lost()}")
         if self._gone:

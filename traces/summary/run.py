@@ -93,8 +93,9 @@ class Run:
 
     Not in the JSON: `printed` (a replay printed the numbers, and the frames are one draw), `errors`
     (what these may be off by), `right` (by problem the share of right answers where a replay does
-    not tell it, or of several draws), `started_ns` (when the recording began),
-    `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
+    not tell it, or of several draws), `cut` (why it is not complete), `started_ns` (when the
+    recording began), `seconds` (where the wall time went), `notes` (what a reader must know),
+    `workload`,
     `conditions` (load and machine, which repeats share), `load`, `price_usd_per_device_hour` (of
     the cost), `imported` (the format of imported outcomes, whose engine is known by name alone),
     `failed_problems` (of an import), `curve` (published averages). `rows` has one row per problem
@@ -106,6 +107,7 @@ class Run:
     replay_of: str | None = None
     printed: bool = False
     complete: bool
+    cut: str | None = None
     engine: EngineConfig
     policy: Policy | None
     problems: int = 0
@@ -177,7 +179,7 @@ class Run:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
-        hidden |= frames | {"identities", "curve", "failed_problems"}
+        hidden |= frames | {"cut", "identities", "curve", "failed_problems"}
         hidden |= {"load", "price_usd_per_device_hour", "printed", "errors", "right", "started_ns"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
@@ -343,6 +345,7 @@ def _run(
         recording=recording.name,
         replay_of=recording.replay_of,
         complete=recording.complete,
+        cut=recording.cut,
         engine=engine,
         policy=policy,
         **of_each,

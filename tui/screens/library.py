@@ -21,7 +21,7 @@ from traces.recording.tables import TABLES
 HIGHEST_PRICE = 1_000_000  # USD per device-hour
 
 _PARTS = rf"(?:{'|'.join(TABLES)})-\d{{6,}}(?:-\d{{6,}})?\.(?:parquet|partial)"
-_OURS = re.compile(rf"{_PARTS}|(?:{NAME}|{checksums.NAME})(?:\.partial)?")
+_OURS = re.compile(rf"{_PARTS}|(?:{NAME}|{checksums.NAME})(?:\.partial|\.spare)?")
 
 
 @dataclass(frozen=True, kw_only=True)

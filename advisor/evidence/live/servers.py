@@ -328,6 +328,7 @@ def _summary(
     summary = Run(
         recording=recording.name,
         complete=recording.complete,
+        cut=recording.cut,
         engine=servers.engine,
         policy=None,
         steps=steps or None,

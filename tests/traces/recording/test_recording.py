@@ -1,5 +1,6 @@
 """Recordings: what is written is read back, whatever becomes of the files."""
 
+import errno
 import json
 import os
 import shutil
@@ -344,9 +345,52 @@ def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_di
     recording = Recording.open(small_disk / "r")
     assert not recording.complete
     assert recording.manifest.clock_end is not None  # its room was reserved
+    assert recording.cut == "writing failed with No space left on device"
     assert recording.losses == ["rows of steps lost while recording: 500"]
     assert recording.frame("events").height == 1
     assert recording.steps.height == 0
+
+
+def test_who_takes_the_room_that_is_free_does_not_take_that_of_the_end(small_disk, monkeypatch):
+    """What is told of engines meanwhile is written at the end, into the room that is there."""
+    writer = RecordingWriter(small_disk / "r", Manifest(clock_start=read_clocks()), period_s=60)
+
+    def taken(*_):
+        fill(small_disk)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", taken)
+    writer.update(provenance={"told": 1})
+    fill(small_disk)
+    writer.append("steps", {"engine": "e", "step": 0})
+    with pytest.raises(RecordingError, match="^[^,]*: 1 rows were lost"):
+        writer.close(complete=True)
+    recording = Recording.open(small_disk / "r")
+    assert recording.manifest.clock_end is not None
+    assert recording.manifest.provenance == {"told": 1}
+    assert recording.cut == "writing failed with No space left on device"
+
+
+def test_a_checksum_that_found_no_room_leaves_none_of_its_line(small_disk):
+    """Else the next one ends the line, and is lost: a closed recording refuses its file then."""
+    path = small_disk / checksums.NAME
+    path.write_bytes(b"#" * 4085 + b"\n")  # ten bytes of a page are left
+    ballast = fill(small_disk)
+    with pytest.raises(OSError, match="No space"):
+        checksums.add(small_disk, "steps-000000.parquet", "0" * 64)
+    ballast.unlink()
+    checksums.add(small_disk, "steps-000001.parquet", "1" * 64)
+    assert checksums.read_checksums(small_disk) == {"steps-000001.parquet": ("1" * 64,)}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_what_ended_a_recording_is_said(tmp_path, closed):
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
+    assert "still going" in Recording.open(tmp_path / "r").cut
+    if closed:
+        writer.close(complete=False)
+        assert Recording.open(tmp_path / "r").cut == "ended early"
+    writer.close(complete=True)
 
 
 @pytest.mark.parametrize("instead", ["a folder", "a link", "nothing"])

@@ -235,7 +235,7 @@ def test_an_incomplete_run_is_shown_and_not_used(tmp_path):
     cut = write_recording(tmp_path / "cut", rows, complete=False)
     found = of([cut])
     assert "no measured recording is complete and holds answered problems" in found.text
-    assert "incomplete: the run was cut off or is still going" in found.text
+    assert "incomplete: ended early (problems in flight" in found.text
     whole = [Recording.open(path) for path in sorted(SHIPPED.glob("demo-s-*"))]
     provenance = {"replayed": {"recording": "other", "seed": 0}}
     guess = write_recording(tmp_path / "guess", simulate(problems=4, n=2), provenance=provenance)

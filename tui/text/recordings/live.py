@@ -143,7 +143,7 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
 
 def warning_lines(watched: Watched, *, width: int = 80) -> list[str]:
     """Return what a recording of a server lacks, and what happened to the server."""
-    cut = [] if watched.complete else ["incomplete: cut off, or still going"]
+    cut = [] if watched.complete else [f"incomplete: {watched.cut}"]
     events = ", ".join(events_told(watched.events))
     warned = [*cut, *watched.losses, *([events] if events else [])]
     return labelled((("!", text) for text in warned), width=width, indent=2)

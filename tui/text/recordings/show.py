@@ -181,7 +181,7 @@ def warnings_of(run: Run) -> list[str]:
     """Return what a reader must know before the numbers."""
     lost = f"left out: {run.problems_in_flight:,}"
     if not run.complete:
-        cut = f"incomplete: the run was cut off or is still going (problems in flight, {lost})"
+        cut = f"incomplete: {run.cut} (problems in flight, {lost})"
         return [cut, *run.notes]
     if run.problems_in_flight:
         return [f"problems that never ended, {lost}", *run.notes]
