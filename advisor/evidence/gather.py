@@ -22,6 +22,7 @@ from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
+    with_decode_context,
     with_prompt_context,
 )
 from advisor.evidence.live.front_end_time import with_front_end
@@ -524,7 +525,7 @@ def _steps_of(
     steps = read.filter(pl.col("engine") == key, is_step)
     if server:
         steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
-        steps = with_context_of_several(steps)
+        steps = with_decode_context(with_context_of_several(steps))
     frame = (
         with_host_work(steps, recording, key, engine)
         .filter(~pl.col("profiled").fill_null(False))

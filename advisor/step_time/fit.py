@@ -35,6 +35,7 @@ from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
 from advisor.kept import kept, plain_fields, with_arrays
 from advisor.step_time.law import StepLaw
+from advisor.step_time.pace import at_one_pace
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Z95, Floats, student_95
@@ -257,7 +258,10 @@ class StepTimeModel:
             return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95, len(errors)
         factors = [stretches(table.seconds, table.composition @ seconds) for table in own]
         sigma = float(np.hypot(RUN_TO_RUN, varied(np.concatenate(factors))))
-        return (float(np.hypot(sigma, self._doubled(own))) if outside else sigma), 0
+        if not outside:
+            return sigma, 0
+        even = [at_one_pace(table, seconds) for table in own]  # large batches come at slow hours
+        return float(np.hypot(sigma, self._doubled(even))), 0
 
     def _doubled(self, own: Sequence[StepTable]) -> float:
         """Return how far off the steps above half of the largest batch are: |log|.

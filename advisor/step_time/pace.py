@@ -8,7 +8,7 @@ replay gives is put back: dt = pace(t) d(machine time).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
-WINDOW_S: Final = 2.0  # of one pace, or as long as STEPS steps take
+WINDOW_S: Final = 0.5  # of one pace, as a busy second may have most of the load, or STEPS steps
 STEPS: Final = 20
 SHRUNK: Final = 0.01  # of a window: so many seconds at the mean pace count beside its steps
 FAR: Final = 1e9  # seconds before and after what was recorded, at the mean pace
@@ -49,12 +49,14 @@ class Pace:
         """
         mean = float(took_s.sum() / law_s.sum())
         window_s = max(WINDOW_S, STEPS * float(took_s.mean()))
-        windows = int(ends_s.max() / window_s) + 1
-        place = (ends_s / window_s).astype(np.int64)
-        took = np.bincount(place, took_s, windows) + SHRUNK * window_s * mean
-        law = np.bincount(place, law_s, windows) + SHRUNK * window_s
-        machine = np.concatenate([[0.0], np.cumsum(window_s * law / took)])
-        clock = np.arange(windows + 1, dtype=np.float64) * window_s
+        used, place = np.unique((ends_s / window_s).astype(np.int64), return_inverse=True)
+        took = np.bincount(place, took_s) + SHRUNK * window_s * mean
+        law = np.bincount(place, law_s) + SHRUNK * window_s
+        knots = np.unique(np.concatenate([[0], used, used + 1]))
+        pace = np.full(len(knots) - 1, mean)  # between the windows that have steps, too
+        pace[np.searchsorted(knots, used)] = took / law
+        clock = knots * window_s
+        machine = np.concatenate([[0.0], np.cumsum(np.diff(clock) / pace)])
         return cls._with_ends(clock, machine, mean)
 
     @classmethod
@@ -74,12 +76,21 @@ class Pace:
         """Return instants [..] of the machine's time by the clock, nan where they are."""
         return np.asarray(np.interp(machine_s, self.machine_s, self.clock_s))
 
+    def at(self, clock_s: Floats) -> Floats:
+        """Return the pace at instants [..] by the clock."""
+        each = np.diff(self.clock_s) / np.diff(self.machine_s)
+        place = np.searchsorted(self.clock_s, clock_s, side="right") - 1
+        return np.asarray(each[np.clip(place, 0, len(each) - 1)])
+
     def ends(self) -> tuple[float, float]:
         """Return between which paces nine in ten of the time lies."""
-        spans, machine = np.diff(self.clock_s)[1:-1], np.diff(self.machine_s)[1:-1]
+        spans = np.diff(self.clock_s)[1:-1]
         if not spans.size:
             return self.mean, self.mean
-        low, high = np.quantile(spans / machine, (0.05, 0.95))
+        pace = spans / np.diff(self.machine_s)[1:-1]
+        order = np.argsort(pace)
+        share = np.cumsum(spans[order]) / spans.sum()
+        low, high = (pace[order][np.searchsorted(share, q)] for q in (0.05, 0.95))
         return float(low), float(high)
 
 
@@ -102,3 +113,15 @@ def pace_of(
     if not known.any():
         return None
     return Pace.of(since[known], took[known], expected[known])
+
+
+def at_one_pace(table: StepTable, seconds: Floats) -> StepTable:
+    """Return steps with the times that they take at the mean pace, by a law [FEATURES].
+
+    Where a step's time of day is not known they are as recorded.
+    """
+    if table.ends is None:
+        return table
+    since = ((table.ends - table.ends.min()) / 1e9).astype(float)
+    pace = Pace.of(since, table.seconds, table.composition @ seconds)
+    return replace(table, seconds=table.seconds / (pace.at(since) / pace.mean))

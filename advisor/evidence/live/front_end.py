@@ -49,6 +49,23 @@ def with_prompt_context(steps: pl.DataFrame, max_num_batched_tokens: int | None)
     )  # fmt: skip
 
 
+def with_decode_context(steps: pl.DataFrame) -> pl.DataFrame:
+    """Return an engine's steps, in order, with the context of decoding requests in each of them.
+
+    The plugin loses it while preempted requests wait, and after clients cancelled requests. These
+    are the steps of a busy server, so that without them the others would speak for a quiet one.
+    What a request reads on average lies between that of the known steps before and after.
+    """
+    decodes = steps["decode_requests"].fill_null(0).to_numpy().astype(float)
+    read = steps["decode_kv_tokens"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    known = np.isfinite(read) & (decodes > 0)
+    if not known.any():
+        return steps
+    each = np.interp(np.arange(len(read)), np.flatnonzero(known), read[known] / decodes[known])
+    inferred = pl.Series(np.rint(each * decodes)).cast(pl.Int64)
+    return steps.with_columns(decode_kv_tokens=pl.col("decode_kv_tokens").fill_null(inferred))
+
+
 def with_context_of_several(steps: pl.DataFrame) -> pl.DataFrame:
     """Return steps in which the context of several prompts is inferred from their sums.
 

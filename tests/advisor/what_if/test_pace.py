@@ -106,7 +106,7 @@ def test_the_steps_that_told_a_pace_take_as_long_at_it():
     pace = Pace.of(ends, took, law)
     machine = np.cumsum(law)
     assert pace.mean == pytest.approx(took.sum() / law.sum())
-    assert np.abs(pace.by_clock(machine) - ends).max() < 0.3 * WINDOW_S
+    assert np.abs(pace.by_clock(machine) - ends).max() < 0.5 * WINDOW_S
     assert pace.by_clock(pace.in_machine_time(ends)) == pytest.approx(ends)
     assert pace.by_clock(np.array([np.nan, machine[-1]]))[0] != 0.0
 

@@ -9,9 +9,9 @@ import pytest
 
 import advisor.what_if.suggest as what_next
 from advisor.advice.advisor import Advisor
-from advisor.evidence.features import ALL, Features, Reads
+from advisor.evidence.features import ALL, FEATURES, Features, Reads
 from advisor.evidence.gather import gather
-from advisor.evidence.live.front_end import with_prompt_context
+from advisor.evidence.live.front_end import with_decode_context, with_prompt_context
 from advisor.evidence.live.histograms import MOST_DRAWN, arrivals_in, drawn_traffic, mean_steps
 from advisor.evidence.runs import rate_under_load
 from advisor.replay.recording import write_recording
@@ -43,7 +43,8 @@ from traces.live.numbers import (
     Window,
 )
 from traces.live.verdict import Finding, Verdict
-from traces.recording.reader import Recording
+from traces.recording.reader import Held, Recording
+from traces.recording.tables import TABLES
 from traces.schema.advice import Budget
 from traces.schema.engine import UNKNOWN_METHOD, Speculative
 from traces.schema.estimate import Estimate
@@ -126,6 +127,31 @@ def test_measured_chunks_get_the_context_before_them():
     seen = with_prompt_context(pl.DataFrame(rows, schema=schema), 100)
     assert seen["prefill_kv_tokens"].to_list() == [100, 150, 0]
     assert seen["prefill_query_context"].to_list() == [5050, 50 * 100 + 1275, 0]
+
+
+def test_decoding_requests_read_what_those_of_the_known_steps_around_them_do():
+    rows = {"decode_requests": [2, 4, 0, 4, 1], "decode_kv_tokens": [200, None, 0, None, 300]}
+    seen = with_decode_context(pl.DataFrame(rows, schema=dict.fromkeys(rows, pl.Int64)))
+    assert seen["decode_kv_tokens"].to_list() == [200, 4 * 150, 0, 4 * 250, 300]
+    unknown = pl.DataFrame({"decode_requests": [2], "decode_kv_tokens": [None]}, schema=seen.schema)
+    assert with_decode_context(unknown).equals(unknown)
+
+
+@pytest.mark.slow
+def test_steps_whose_context_is_lost_are_learned_from_too(seen):
+    """They are those of a busy server, so that the law would be that of a quiet one."""
+    whole = gather([seen], judged=False, timed=False).steps
+    steps = seen.frame("steps")
+    lost = pl.col("running") >= steps["running"].quantile(0.7)
+    kept = pl.when(~lost).then("decode_kv_tokens").cast(pl.Int64)
+    tables = {name: seen.frame(name) for name in TABLES}
+    tables["steps"] = steps.with_columns(decode_kv_tokens=kept)
+    part = Held(seen.path, seen.manifest, tables=tables)
+    (table,) = gather([part], judged=False, timed=False).steps
+    assert table.seconds.tolist() == whole[0].seconds.tolist()
+    place = FEATURES.index("kv_tokens")
+    found, wanted = (each.composition[:, place].sum() for each in (table, whole[0]))
+    assert found == pytest.approx(wanted, rel=0.1)
 
 
 def relative(found, wanted, name, which=None):
