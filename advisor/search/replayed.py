@@ -131,6 +131,16 @@ class Sent:
     pace: Pace | None
     at_once: int | None
 
+    def on(self, candidate: Candidate, speed: float) -> tuple[Sent, float]:
+        """Return how they come where steps take `speed` times as long, and what is left of that.
+
+        Clients that wait for answers send as much later.
+        """
+        if self.at_once is None or self.pace is None or candidate.prior is not None:
+            return self, speed
+        pace = self.pace.stretched(speed)
+        return dataclasses.replace(self, arrivals=self.arrivals * speed, pace=pace), 1.0
+
 
 class CandidateReplays:
     """Replays candidates under a load; replays that cannot differ are made once."""
@@ -170,8 +180,10 @@ class CandidateReplays:
                 run = partial(self._each, workloads, cost, candidate, concurrency=in_flight)
                 return self._once(candidate, ("closed", in_flight), run)
             if sent is not None:
-                came = [dataclasses.replace(each, arrivals=sent.arrivals) for each in workloads]
-                run = partial(self._each, came, cost, candidate, sent=sent)
+                on, speed_left = sent.on(candidate, speed)
+                cost = partial(_cost, law, candidate, speed_left)
+                came = [dataclasses.replace(each, arrivals=on.arrivals) for each in workloads]
+                run = partial(self._each, came, cost, candidate, sent=on)
                 return self._once(candidate, ("sent", speed), run)
             steady = speed * rate_per_s <= STEADY * served
             draws = self.policy_work.problems(kind.pool, kind.policy)

@@ -15,6 +15,7 @@ import numpy as np
 
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
+from advisor.evidence.runs import RecordedRun
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
@@ -68,6 +69,10 @@ class Pace:
             mean=mean,
         )
 
+    def stretched(self, factor: float) -> Pace:
+        """Return the pace of a machine on which all takes `factor` times as long, arrivals too."""
+        return replace(self, clock_s=self.clock_s * factor, mean=self.mean * factor)
+
     def in_machine_time(self, clock_s: Floats) -> Floats:
         """Return instants [..] by the clock in the machine's time, nan where they are."""
         return np.asarray(np.interp(clock_s, self.clock_s, self.machine_s))
@@ -113,6 +118,19 @@ def pace_of(
     if not known.any():
         return None
     return Pace.of(since[known], took[known], expected[known])
+
+
+def pace_of_run(run: RecordedRun, tables: Sequence[StepTable], law: StepLaw | None) -> Pace | None:
+    """Return the machine's pace while a run's problems came, None where that is not known.
+
+    In a closed loop nothing came by the clock.
+    """
+    arrivals = [problem.arrival_ns for problem in run.problems.values()]
+    known = [each for each in arrivals if each is not None]
+    if law is None or run.concurrency is not None or len(known) < len(arrivals) or not known:
+        return None
+    own = [table for table in tables if table.recording == run.recording]
+    return pace_of(own, law, run.engine, min(known))
 
 
 def at_one_pace(table: StepTable, seconds: Floats) -> StepTable:

@@ -22,7 +22,7 @@ from advisor.replay.result import Replayed
 from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.law import StepLaw
+from advisor.step_time.pace import Pace, pace_of_run
 from traces.schema.engine import ModelFacts
 from traces.statistics import Floats
 from traces.summary.comparison import PRIOR_REPEATS
@@ -57,8 +57,13 @@ def latency_spread(
     }
 
 
-def replay_recorded(run: RecordedRun, seconds: Floats, facts: ModelFacts | None) -> Replayed:
-    """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
+def replay_recorded(
+    run: RecordedRun, seconds: Floats, facts: ModelFacts | None, pace: Pace | None = None
+) -> Replayed:
+    """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it.
+
+    Where its problems came by the clock the machine has the `pace` of each moment.
+    """
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
     loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
     workload = ReplayWorkload.from_loads(loads, arrivals)
@@ -67,6 +72,8 @@ def replay_recorded(run: RecordedRun, seconds: Floats, facts: ModelFacts | None)
         linear_cost(seconds, reads_of(facts)),
         limits_of(run.engine, facts, workload),
         concurrency=run.concurrency,
+        at_once=run.at_once,
+        pace=pace,
     )
 
 
@@ -91,20 +98,18 @@ def _beyond(run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel)
     replayed = _replayed(run, tables, model)
     if replayed is None:
         return None
-    simulated, own_tables, law = replayed
+    simulated, slower = replayed
     recorded = _statistics(np.array([each.latency_s for each in run.problems.values()]))
-    took = sum(float(table.seconds.sum()) for table in own_tables)
-    should = sum(float(law.predict(table.composition).sum()) for table in own_tables)
     with np.errstate(divide="ignore", invalid="ignore"):  # an end before its start
-        return np.asarray(
-            np.log(recorded / _statistics(simulated.latency_s)) - np.log(took / should)
-        )
+        return np.asarray(np.log(recorded / _statistics(simulated.latency_s)) - np.log(slower))
 
 
 def _replayed(
     run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel
-) -> tuple[Replayed, list[StepTable], StepLaw] | None:
-    """Return a run as its law has it, with its own steps and the law.
+) -> tuple[Replayed, float] | None:
+    """Return a run as its law has it, and how many times as long all of its steps took.
+
+    That is in the replay already where that has the machine's pace.
 
     None for what cannot be replayed as it was: without steps, ranks, drafts that are not told, and
     samples that the cache has no room for.
@@ -113,10 +118,14 @@ def _replayed(
     law = model.laws_.get(law_key(run.engine))
     if law is None or not own_tables or run.engine.data_parallel_size > 1 or run.drafts_untold:
         return None
+    took = sum(float(table.seconds.sum()) for table in own_tables)
+    should = sum(float(law.predict(table.composition).sum()) for table in own_tables)
+    pace = pace_of_run(run, own_tables, law)
     try:
-        return replay_recorded(run, law.seconds, own_tables[0].facts), own_tables, law
+        replayed = replay_recorded(run, law.seconds, own_tables[0].facts, pace)
     except ValueError:
         return None
+    return replayed, took / should if pace is None else 1.0
 
 
 def _statistics(latency_s: Floats) -> Floats:

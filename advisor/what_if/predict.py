@@ -40,7 +40,7 @@ from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.law import StepLaw
 from advisor.step_time.operators.files import Operators, read_operators
-from advisor.step_time.pace import Pace, pace_of
+from advisor.step_time.pace import Pace, pace_of_run
 from advisor.step_time.power import power_laws
 from advisor.step_time.prior.defaults import (
     Device,
@@ -65,7 +65,7 @@ from advisor.what_if.measured.points import (
     of_forwards,
     said_points,
 )
-from advisor.what_if.pace import pace_in
+from advisor.what_if.pace import AtPace, pace_in
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
@@ -76,7 +76,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.estimate import Predicted, with_intervals
-from traces.schema.formats import counted, number
+from traces.schema.formats import counted, number, percent, with_interval
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN, assumed_words, lies_off
@@ -111,7 +111,8 @@ class Prediction:
 
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
-    recorded, None where it does. `waits` are the predicted run's problems that queued longest.
+    recorded, None where it does. `pace` is what is predicted at the machine's own, where that is
+    known. `waits` are the predicted run's problems that queued longest.
     `drawn` is the predicted run as a recording, with its `tables` and `manifest`.
     """
 
@@ -123,6 +124,7 @@ class Prediction:
     drawn: Held
     compared: tuple[ComparedTime, ...] = ()
     far_off: FarOff | None = None
+    pace: AtPace | None = None
 
     @property
     def tables(self) -> Mapping[str, pl.DataFrame]:
@@ -209,7 +211,9 @@ def predict(
         beyond=latency_spread(evidence.runs, evidence.steps, model),
         scatter=latency_scatter(own, evidence.steps, model),
     )
-    power, own_pace = power_laws(evidence.power), _own_pace(evidence, own, model)
+    power = power_laws(evidence.power)
+    own_law = None if model is None else model.laws_.get(law_key(own.engine))
+    own_pace = pace_of_run(own, evidence.steps, own_law)
     before = (
         None
         if model is None
@@ -274,6 +278,7 @@ def predict(
         drawn=after.recording,
         compared=beside(base, after.runs, on_tables=on_tables),
         far_off=off,
+        pace=after.at_pace,
     )
 
 
@@ -539,17 +544,6 @@ UNTOLD: Final = Telling(
 )
 
 
-def _own_pace(evidence: Evidence, own: RecordedRun, model: StepTimeModel | None) -> Pace | None:
-    """Return the machine's pace while a run's problems came, None where that is not known."""
-    arrivals = [problem.arrival_ns for problem in own.problems.values()]
-    if model is None or own.concurrency is not None or None in arrivals:
-        return None
-    law = model.laws_.get(law_key(own.engine))
-    tables = [table for table in evidence.steps if table.recording == own.recording]
-    since = min(each for each in arrivals if each is not None)
-    return None if law is None else pace_of(tables, law, own.engine, since)
-
-
 def _pace(
     question: Question, model: StepTimeModel | None, law: StepLaw | None, own: Pace | None
 ) -> Pace | None:
@@ -585,15 +579,35 @@ def _of_pace(after: Replays) -> list[str]:
             f"that pace, with an error of {RUN_TO_RUN * 100:g} % for the law"
         )
         return [Decisive(paced)]
-    low, high = after.pace.ends()
-    if high < UNEVEN * low:
+    at = after.at_pace
+    if at is None:
         return []
+    low, high, mean = at.low, at.high, at.latency_s["mean"]
+    if high < UNEVEN * low:
+        return _near_saturation(at)
     varied = (
-        "the machine was not always as fast: steps took from "
-        f"{low:.2f} to {high:.2f} times as long as the law has it. The replay has the pace of each "
-        "moment. The interval is of another run, whose pace may be another"
+        f"the machine was not always as fast: steps took from {low:.2f} to {high:.2f} times as "
+        "long as the law has it. At the pace of these hours mean latency is "
+        f"{with_interval(mean)}. The intervals in the table are of another run, whose steps may "
+        f"all take from {at.run_low:.2f} to {at.run_high:.2f} times as long"
     )
-    return [Telling(varied)]
+    weight = Decisive if at.run_high > UNEVEN else Telling
+    return [weight(varied), *_near_saturation(at)]
+
+
+NEAR: Final = 0.8  # of what can be served, from which pace decides latency
+
+
+def _near_saturation(at: AtPace) -> list[str]:
+    """Say that pace decides latency where nearly as much comes as can be served."""
+    if at.share is None or at.arriving_per_s is None or at.share < NEAR:
+        return []
+    near = (
+        f"{at.arriving_per_s:.3g} problems a second come and some {at.capacity_per_s:.3g} can be "
+        f"served ({percent(at.share)}), so that a slightly slower machine has much longer "
+        "latencies. Judge by what can be served"
+    )
+    return [Decisive(near)]
 
 
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:

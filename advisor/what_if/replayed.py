@@ -21,7 +21,7 @@ from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import FEATURES, Features, feature_matrix, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample
+from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
     MOST,
@@ -46,6 +46,7 @@ from advisor.step_time.pace import Pace
 from advisor.step_time.power import PowerLaw
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
+from advisor.what_if.pace import AtPace
 from advisor.what_if.question import Question, learned, tabled
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
@@ -163,6 +164,10 @@ class Replays:
         """Set what is replayed: draws of the recorded samples, when they come, and the limits."""
         sources, question = self.sources, self.question
         source, self.at_once = sources[0], own.at_once
+        problems = own.problems.values()
+        self.arriving_per_s = rate_under_load(
+            (each.arrival_ns for each in problems), (each.latency_s for each in problems)
+        )
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self._stop_for = cache(question.policy.stop_for)  # of the class of a problem
@@ -407,13 +412,18 @@ class Replays:
         if pace is not None and (self.arrivals_asked or workload.arrivals is None):
             pace = Pace.constant(pace.mean)  # nothing says at which hour that is
         workload = replace(workload, front_end_s=front_end_s)
+        at_once = None if self.arrivals_asked else self.at_once
+        if at_once is not None and pace is not None and workload.arrivals is not None:
+            # Clients that wait for answers send as much sooner or later as these come.
+            workload = replace(workload, arrivals=workload.arrivals * factor)
+            pace, factor = pace.stretched(factor), 1.0
         try:
             return replay(
                 workload,
                 self.times.at(factor) if cost is None else scaled_cost(cost, factor),
                 self.limits,
                 concurrency=concurrency or (self.concurrency if reserve is None else None),
-                at_once=None if self.arrivals_asked else self.at_once,
+                at_once=at_once,
                 reserve=reserve,
                 stop=self.stop,
                 replicas=replicas or self.question.replicas,
@@ -583,6 +593,42 @@ class Replays:
             took(self._run(each, 1.0, cost=cost) for each in self.workloads) for cost in self.others
         ]
         return [took(self.slow), took(self.fast)], others
+
+    @cached_property
+    def at_pace(self) -> AtPace | None:
+        """What is predicted at the machine's pace, None where that is not known."""
+        if self.pace is None or self.times.sigma is None or self.concurrency is not None:
+            return None
+        sigma, known = (
+            times.sigma[int(self.outside)]
+            for times in (self.times, self.times.at_known_pace(RUN_TO_RUN))
+            if times.sigma is not None
+        )
+        ends = [
+            _means([self._statistics(self._run(each, factor)) for each in self.workloads])
+            for factor in np.exp([-Z95 * known, Z95 * known]).tolist()
+        ]
+        usual, (low, high) = _means(self._numbers), self.pace.ends()
+        return AtPace(
+            mean=self.pace.mean,
+            low=low,
+            high=high,
+            run_low=math.exp(-Z95 * sigma),
+            run_high=math.exp(Z95 * sigma),
+            latency_s={
+                which: Estimate(
+                    value=usual[tag],
+                    low=min(usual[tag], *(end[tag] for end in ends)),
+                    high=max(usual[tag], *(end[tag] for end in ends)),
+                    unit="s",
+                    runs=self.times.runs,
+                    extrapolated=self.outside,
+                )
+                for which, tag in (("mean", "latency_s.mean"), ("p95", "latency_s.p95"))
+            },
+            arriving_per_s=None if self.at_once is not None else self.arriving_per_s,
+            capacity_per_s=self.capacity_per_s(),
+        )
 
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)

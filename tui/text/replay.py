@@ -53,6 +53,7 @@ def replay_json(prediction: Prediction) -> dict[str, Any]:
         "predicted": prediction.predicted.to_json(),
         "changes": {tag: _change_json(prediction, tag) for tag in TAGS},
         "compared": [{**vars(each), "relative": each.relative} for each in prediction.compared],
+        "pace": None if prediction.pace is None else to_plain(prediction.pace),
         "waits": [to_plain(each) for each in prediction.waits],
         "notes": list(prediction.notes),
     }

@@ -9,19 +9,22 @@ import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.features import ZERO
-from advisor.evidence.gather import gather
+from advisor.evidence.gather import StepTable, gather
 from advisor.evidence.runs import RecordedProblem, Sample, requests_at_once
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.workload import ReplayWorkload
 from advisor.search.budget import parse_budget
 from advisor.step_time.cost import linear_cost
-from advisor.step_time.pace import WINDOW_S, Pace
+from advisor.step_time.fit import StepTimeModel, learned
+from advisor.step_time.pace import WINDOW_S, Pace, pace_of_run
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
+from advisor.what_if.replayed import Replays
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.statistics import Z95
 from traces.summary.run import summarise
 from tui.text.advice import verdict
 
@@ -181,6 +184,86 @@ def test_clients_that_wait_are_told_from_open_traffic(closed, most):
     rows = pl.DataFrame({"arrival": times[:300], "end": times[300:]})
     assert (ran.scheduled_s - ran.queued_s > 0.01).mean() > 0.3  # many wait
     assert requests_at_once(rows, LIMITS.max_num_seqs) == most
+
+
+def test_the_pace_of_a_second_is_seen():
+    """One at 2.0 and one at 0.7, in turn: a busy second may have most of the load."""
+    took = np.tile(np.repeat([0.02, 0.007], [50, 143]), 40)
+    pace = Pace.of(np.cumsum(took), took, np.full(len(took), 0.01))
+    assert pace.ends() == pytest.approx((0.7, 2.0), rel=0.05)
+
+
+def test_steps_far_apart_take_no_memory_for_the_time_between():
+    ends = np.array([0.1, 0.2, 3e9])
+    pace = Pace.of(ends, np.full(3, 0.02), np.full(3, 0.01))
+    assert len(pace.clock_s) < 10
+    assert pace.at(ends) == pytest.approx(np.full(3, 2.0))
+    assert pace.by_clock(pace.in_machine_time(ends)) == pytest.approx(ends)
+
+
+def test_larger_batches_at_slow_hours_do_not_make_the_law_uncertain():
+    """The law is right at each moment: only the machine is slower while more requests run."""
+    rng = np.random.default_rng(0)
+    slow = np.repeat(rng.random(100) < 0.5, 200)
+    requests = np.where(slow, rng.integers(4, 17, len(slow)), rng.integers(1, 10, len(slow)))
+    rows = np.array([ZERO._replace(step=1.0, requests=each, tokens=each) for each in requests])
+    even = rows @ LAW
+    took = even * np.where(slow, 2.0, 1.0) * np.exp(rng.normal(0, 0.02, len(even)))
+    ends = (np.cumsum(took) * 1e9).astype(np.int64)
+    table = StepTable(
+        recording="r", configuration="c", engine=engine_of(), facts=None,
+        composition=rows, seconds=took, ends=ends,
+    )  # fmt: skip
+    (law,) = StepTimeModel().fit([table]).laws_.values()
+    (same,) = StepTimeModel().fit([dataclasses.replace(table, ends=None)]).laws_.values()
+    assert law.sigma == same.sigma
+    assert law.sigma_outside < 1.5 * law.sigma < 0.8 * same.sigma_outside
+
+
+@pytest.fixture(scope="module")
+def watch():
+    evidence = gather([Recording.open(WATCHED)], judged=False)
+    (run,) = evidence.runs
+    return evidence, run
+
+
+@pytest.mark.parametrize("at_once", [None, 5])
+def test_clients_that_wait_send_sooner_where_answers_come_sooner(watch, at_once):
+    """So all of a run takes so much longer or less, and nothing else changes."""
+    evidence, run = watch
+    run = dataclasses.replace(run, at_once=at_once)
+    model = learned(evidence.steps)
+    base = Recording.open(WATCHED)
+    question = Question(engine=run.engine.one_replica(), policy=run.policy)
+    pace = pace_of_run(run, evidence.steps, model.law(run.engine))
+    replays = Replays(base, evidence, model, run, (run,), question, pace=pace, own_pace=pace)
+    usual, slow = replays.runs[0].latency_s, replays.slow[0].latency_s
+    factor = np.exp(Z95 * replays.times.sigma[int(replays.outside)])
+    if at_once is not None:
+        assert slow == pytest.approx(factor * usual, rel=1e-6)
+    advisor = Advisor.of(dataclasses.replace(evidence, runs=(run,)))
+    sent = advisor.sent
+    candidate = advisor.space.candidate(0)
+    on, left = sent.on(candidate, 1.3)
+    assert (on.arrivals[-1] / sent.arrivals[-1], left) == pytest.approx(
+        (1.0, 1.3) if at_once is None else (1.3, 1.0)
+    )
+
+
+def test_two_errors_are_told_apart(recorded, watch):
+    """That of the law at this pace, and that of a machine whose pace differs from run to run."""
+    base, (_, run) = Recording.open(WATCHED), watch
+    (was,) = summarise(base)
+    found = predict(base, was, Question(engine=was.engine, policy=run.policy))
+    at, table = found.pace, found.predicted.latency_s["mean"]
+    mean = at.latency_s["mean"]
+    assert mean.value == table.value
+    assert table.low < mean.low < mean.value < mean.high < table.high
+    assert at.low < at.mean < at.high
+    assert at.run_low < 1 < at.run_high
+    assert at.capacity_per_s > 0
+    assert found.replayed is not None
+    assert asked(recorded, None).pace is None  # a closed loop: nothing came by the clock
 
 
 @pytest.mark.parametrize(("times", "warned"), [(1.0, False), (4.0, True)])
