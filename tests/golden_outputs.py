@@ -156,6 +156,10 @@ class Fixtures:
         return write_watched(self.folder / "scraped", spans=False).path
 
     @cached_property
+    def server(self) -> Path:
+        return ROOT / "scripts" / "watched"
+
+    @cached_property
     def tables(self) -> Path:
         operator_tables.write_tables(self.folder / "tables")
         return self.folder / "tables"
@@ -232,6 +236,7 @@ def cases() -> dict[str, str]:
         "lookup": "{made}/run1 --with {ngram} --set engine.max_num_seqs=4",
         "tp": "{made}/run3 --with {tp2} --set engine.tensor_parallel_size=2",
         "tables": "{tiny} --operators {tables} --num-hidden-layers 2",
+        "watch": "{server} --set engine.max_num_seqs=16",
         "gpu": "{votes} --gpu test_gpu --model-config {config}",
         "no-field": "{votes} --set engine.nothing=2",
         "no-value": "{votes} --set engine.max_num_seqs=many",
