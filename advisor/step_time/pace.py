@@ -20,7 +20,7 @@ from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
-WINDOW_S: Final = 0.25  # of one pace, as a busy second may have most of the load, or as long as STEPS steps
+WINDOW_S: Final = 0.25  # of one pace, or as long as STEPS steps take: load and pace change at once
 STEPS: Final = 20
 SHRUNK: Final = 0.01  # of a window: so many seconds at the mean pace count beside its steps
 FAR: Final = 1e9  # seconds before and after what was recorded, at the mean pace
