@@ -284,22 +284,22 @@ def _held(
             promised=promise,
         )
     alone = shown = measured
+    above, sd = not of.higher_is_better, sd_of(of.tag) if timed else 0.0
     if timed:
-        shown = _from_run_to_run(measured, sd_of(of.tag))
+        shown = _from_run_to_run(measured, sd)
     if paid is not None:
         shown = shown.at_least(paid)
-    measured = shown
-    if promise is not None and promise.of == "fresh":
-        measured = alone = replace(shown, low=shown.value, high=shown.value)
-    above = not of.higher_is_better
+    measured, is_fresh = shown, promise is not None and promise.of == "fresh"
+    if is_fresh:
+        measured = replace(shown, low=shown.value, high=shown.value)
     check = _judged(name, kind, measured, bound, wanted, above=above, promised=promised)
     check = replace(check, measured=shown, promised=promise)
     beside = 0.0 if promised is None else abs(bound - promised)
     half = half_width(measured, above=above, beside=beside)
     base = bound if promised is None else promised
     if half and base and paid is None:
-        own = half_width(alone, above=above) or half
         points = of.unit == "1"
+        own, differ = half_width(alone, above=above) or half, Z95 * sd * base
         reach = Reach(
             check=name,
             kind=kind,
@@ -308,7 +308,8 @@ def _held(
             half=half if points else half / base,
             worse_by=FALL if points else RISE,
             problems=run.problems,
-            of_problems=(own / half) ** 2,
+            # What one more run may have holds that runs differ, too.
+            of_problems=max(1 - (differ / half) ** 2, 0.0) if is_fresh else (own / half) ** 2,
         )
         check = replace(check, reach=reach)
     words, share = _load_beside(expected, run)
