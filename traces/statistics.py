@@ -487,6 +487,14 @@ def tied(values: Floats) -> Floats:
     return same
 
 
+def apart(first: ArrayLike, second: ArrayLike) -> Floats:
+    """Return second - first, 0 where they differ by rounding alone."""
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    found = two - one
+    near = np.abs(found) <= ROUNDING * np.maximum(np.abs(one), np.abs(two))
+    return np.where(near, 0.0, found)
+
+
 def largest(values: Floats) -> Ints:
     """Return the place of the largest of finite values [.., n], of those tied with it the first.
 
@@ -506,8 +514,7 @@ def order_of_draws(quantiles: Floats, weights: NDArray[np.int32], values: Floats
 
 def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
     """Return mean(second) - mean(first) over problems that have both, with its interval."""
-    before, after = _both(first, second)
-    return mean(after - before, unit, signed=True)
+    return mean(apart(*_both(first, second)), unit, signed=True)
 
 
 def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -> Estimate | None:
@@ -568,8 +575,8 @@ def drawn(
 
 def difference(first: Drawn, second: Drawn, unit: str) -> Estimate:
     """Return second - first with its interval."""
-    draws = second.draws - first.draws
-    return _estimate(second.value - first.value, draws, first.problems, unit)
+    draws, value = apart(first.draws, second.draws), float(apart(first.value, second.value))
+    return _estimate(value, draws, first.problems, unit)
 
 
 def change(first: Drawn, second: Drawn) -> Estimate | None:
@@ -578,8 +585,10 @@ def change(first: Drawn, second: Drawn) -> Estimate | None:
         return None
     draws = _divide(second.draws, first.draws)
     quotient = _estimate(second.value / first.value, draws, first.problems, "1", positive=True)
-    low, high = (None if end is None else end - 1 for end in (quotient.low, quotient.high))
-    return replace(quotient, value=quotient.value - 1, low=low, high=high)
+    low, high = (
+        None if end is None else float(apart(1.0, end)) for end in (quotient.low, quotient.high)
+    )
+    return replace(quotient, value=float(apart(1.0, quotient.value)), low=low, high=high)
 
 
 @lru_cache(maxsize=8)

@@ -48,7 +48,16 @@ from traces.schema.estimate import Estimate
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
-from traces.statistics import Floats, column_means, others_of, paired, problems_to_tell, ratio
+from traces.statistics import (
+    ROUNDING,
+    Floats,
+    apart,
+    column_means,
+    others_of,
+    paired,
+    problems_to_tell,
+    ratio,
+)
 from traces.summary.run import Run
 from traces.summary.votes import (
     PolicyOutcome,
@@ -327,7 +336,8 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
         for method, rule, votes in rows:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
             exact = METHODS[method].all_samples_end and has_few_subsets(samples.n, k)
-            basis, error = ("subsets", None) if exact else ("monte_carlo", spread)
+            error = None if exact else spread if spread > ROUNDING else 0.0
+            basis = "subsets" if exact else "monte_carlo"
             yield PolicyColumn(
                 _outcome(method, k, rule=rule, basis=basis, error=error),
                 np.array([vote.right for vote in votes]),
@@ -595,7 +605,7 @@ def compare_policies(column: PolicyColumn, reference: PolicyColumn) -> Compariso
         difference=difference,
         tokens_share=ratio(column.tokens, reference.tokens, "1"),
         problems_to_tell=problems_to_tell(difference, len(column.right)),
-        all_equal=bool(np.array_equal(reference.right, column.right)),
+        all_equal=not apart(reference.right, column.right).any(),
     )
 
 

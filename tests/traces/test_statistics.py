@@ -11,6 +11,7 @@ from traces import statistics
 from traces.schema.estimate import Estimate
 from traces.statistics import (
     Z95,
+    apart,
     beta_quantiles,
     bootstrap_means,
     column_means,
@@ -253,6 +254,18 @@ def test_the_interval_of_the_mean_holds_the_truth():
         found = proportion(rng.beta(0.5, 0.4, 60))
         held += found.low <= 0.5 / 0.9 <= found.high
     assert 0.85 <= held / 150 <= 0.95
+
+
+def test_what_differs_by_the_order_of_a_sum_does_not_differ():
+    """Three tenths, added in two orders, of every problem."""
+    first, second = np.full(40, 0.1 + 0.2 + 0.3), np.full(40, 0.3 + 0.2 + 0.1)
+    assert (first != second).all()
+    found = paired(first, second, "1")
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert problems_to_tell(found, 40) is None
+    share = paired_change(first, second)
+    assert (share.value, share.low, share.high) == (0.0, 0.0, 0.0)
+    assert apart([1.0, 0.0], [1.001, 1e-12]) == pytest.approx([0.001, 1e-12])
 
 
 def test_how_many_problems_would_tell():

@@ -111,9 +111,12 @@ def written(value: float, unit: str) -> str:
 def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     """Return `[low, high]` in the unit that `number` gives the value; empty without one.
 
-    An end that is not known is "-". No end has a comma of its own.
+    An end that is not known is "-". No end has a comma of its own. A value that cannot differ, such
+    as the device time at a rate, has no interval.
     """
     if estimate is None or (estimate.low is None and estimate.high is None):
+        return ""
+    if estimate.low == estimate.value == estimate.high:
         return ""
     factor, _ = scale(estimate.value, estimate.unit)
 
@@ -234,7 +237,7 @@ def relative_change(share: Estimate | None) -> str:
     if share is None:
         return ABSENT
     text = percent_change(share.value)
-    if share.low is None or share.high is None:
+    if share.low is None or share.high is None or share.low == share.value == share.high:
         return text
     ends = (share.low, share.high)
     shown = [digits(1 + end) if share.value >= TIMES else _signed(end) for end in ends]

@@ -19,6 +19,7 @@ from traces.schema.formats import (
 )
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import AS_SENT
+from traces.statistics import apart
 from traces.summary.comparison import config_changes
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, to_plain
@@ -208,4 +209,4 @@ def relative(before: Estimate | None, after: Estimate | None) -> float | None:
     """Return by what share one number is above another, None where either is not known."""
     if before is None or after is None or not before.value:
         return None
-    return after.value / before.value - 1
+    return float(apart(1.0, after.value / before.value))

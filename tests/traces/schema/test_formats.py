@@ -46,6 +46,15 @@ def test_an_interval_has_the_unit_of_its_value():
     assert with_interval(Estimate(value=0.9, low=0.8, unit="s")) == "900 ms [800, -]"
 
 
+def test_what_cannot_differ_has_no_interval():
+    """Such as the device time at a rate, and the difference of a run from itself."""
+    fixed = Estimate(value=0.521, low=0.521, high=0.521, unit="device-s", extrapolated=True)
+    assert with_interval(fixed) == "521 dev-ms*"
+    assert relative_change(Estimate(value=0.0, low=0.0, high=0.0, unit="1")) == "0 %"
+    narrow = Estimate(value=0.521, low=0.5209, high=0.521, unit="device-s")
+    assert with_interval(narrow) == "521 dev-ms [521, 521]"
+
+
 @pytest.mark.parametrize(
     ("value", "low", "high", "unit", "text"),
     [

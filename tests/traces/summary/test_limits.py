@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
@@ -100,6 +102,15 @@ def test_other_problems_cannot_be_judged(tmp_path):
     ]
     with pytest.raises(TtscopeError, match="nothing is paired"):
         judge([parse_limit("p95>+5%")], compare(*runs))
+
+
+def test_a_recording_poses_the_problems_of_itself(tmp_path):
+    """Of a watch no workload is known, and two watches may have problems of the same names."""
+    rows = simulate(problems=20, n=2)
+    runs = [summarise(write_recording(tmp_path / name, rows, workload=name))[0] for name in "ab"]
+    (one, two) = (replace(run, workload=None) for run in runs)
+    assert compare(one, one).reason is None
+    assert "nothing is paired" in compare(one, two).reason
 
 
 def test_problems_that_agree_do_not_prove_that_all_do(compared):

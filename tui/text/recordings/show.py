@@ -522,9 +522,11 @@ _LEGEND = (
     ("exact", "expectation over all subsets of the samples"),
     ("+-.", "mean over random orders of the samples, with its standard error"),
     ("ended", "in the order in which the samples ended, tokens of cancelled ones by their pace"),
-    ("replayed", "the same, in the order that n samples alone would end in, by replay"),
+    ("replayed", "in the order that n samples alone would end in, by replay"),
     ("length", "as if samples ended in the order of their tokens, for no times are recorded"),
-    ("forced", "answers forced at a budget of thought, `between` two budgets, `at least` a bound"),
+    ("forced", "answers forced at a budget of thought"),
+    ("between", "interpolated between two such budgets"),
+    ("at least", "a lower bound"),
     ("model", "more samples than were recorded, extrapolated"),
 )
 _OF_CURVE = (
@@ -557,10 +559,8 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
         lines += wrap(form, meaning, width=width, indent=indent)
     shown = {row[4] for row in rows}
     for mark, text in _OF_CURVE if of_curve else _LEGEND:
-        if any(cell.startswith(mark) for cell in shown) or (
-            mark == "forced" and shown & {"between", "at least"}
-        ):
-            lines += wrap(mark.rstrip("."), text, width=width, indent=8)
+        if any(cell.startswith(mark) for cell in shown):
+            lines += wrap(mark.rstrip("."), text, width=width, indent=10)
     verdict = [] if of_curve else best_lines(best, width=width)
     lines += ["", *_others_lines(judged, width), *verdict, *_by_difficulty(judged, width)]
     return lines + labelled((("!", note) for note in judged.notes), width=width, indent=2)
@@ -603,12 +603,11 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
         text = f"no cheaper policy is shown to lose at most {lost} against the vote of all"
         return wrap("", text, width=width, indent=2)
     share = None if best.tokens_share is None else best.tokens_share.value
-    shown = "" if best.all_equal else f" {interval(best.difference, sign=True)}"
     limit = best.reference.max_tokens
     text = (
         f"{label(best.policy, limit)} takes {percent(share)} of the tokens of "
         f"{label(best.reference, limit)}, "
-        f"accuracy {value_of(best.difference, sign=True)}{shown}, paired, on "
+        f"accuracy {with_interval(best.difference, sign=True)}, paired, on "
         f"{best.problems:,} problems that did not choose it"
     )
     if best.all_equal:

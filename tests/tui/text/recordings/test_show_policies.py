@@ -19,6 +19,9 @@ KEYS = {
 }
 
 
+HOWS = ("exact", "+-", "ended", "replayed", "length", "forced", "between", "at least", "model")
+
+
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     rows = make_rows(problems=48)
@@ -57,6 +60,25 @@ def slow(tmp_path_factory):
     ]
 
 
+@pytest.mark.parametrize("budgets", [(), (16, 64)])
+def test_the_legend_explains_what_is_in_the_table_and_nothing_else(tmp_path, budgets):
+    """Without forced answers a budget of thought is known by a bound alone."""
+    rows = make_rows(problems=24)
+    if budgets:
+        rows["answers"] = forced(rows, budgets, 4)
+    recording = write_recording(tmp_path / "r", rows, policy=VOTE)
+    (run,) = summarise(recording)
+    found = evaluate(run, recording.frame("answers"))
+    head, *lines = policy_table(found, None)[3:]
+    place = head.index("how")
+    rows = [line for line in lines if line[place - 2 : place] == "  " and " [" in line]
+    shown = {line[place : place + 8].rstrip() for line in rows}
+    shown = {"+-" if how.startswith("+-") else how for how in shown}
+    explained = {how for how in HOWS if any(line.startswith(f"{how:<10}") for line in lines)}
+    assert explained == shown
+    assert ("at least" in shown) == (not budgets) and ("forced" in shown) == bool(budgets)
+
+
 def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
     (run,) = summarise(recording)
     found = evaluate(run, recording.frame("answers"))
@@ -73,7 +95,7 @@ def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
     for form in dict.fromkeys(form_of(each, found.max_tokens)[0] for each in found.outcomes):
         assert sum(line.startswith(f"{form}  ") for line in lines) == 1, form
     assert "asc t k/n up to n samples until the majority is t sure, k at a time" in squeezed
-    assert "\nexact   expectation over" in text
+    assert "\nexact     expectation over" in text
     labels = [label(outcome) for outcome in found.outcomes]
     assert len(set(labels)) == len(labels)
 
