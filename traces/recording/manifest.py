@@ -19,7 +19,7 @@ from traces.files import as_private, sync_folder
 from traces.recording import checksums
 from traces.recording.tables import Time
 from traces.schema.engine import SCHEMA_VERSION, EngineConfig, ModelFacts
-from traces.schema.record import Amount, Count, Record, Some
+from traces.schema.record import Amount, Count, Rate, Record, Some
 from traces.schema.tts.policy import Policy
 
 NAME = "recording.json"
@@ -137,7 +137,7 @@ class Manifest(Record):
     models: dict[str, ModelFacts] = field(default_factory=dict)
     workload: WorkloadFacts | None = None
     concurrency: Count | None = None
-    rate_per_s: Amount | None = None
+    rate_per_s: Rate | None = None
     text_recorded: bool = False
     price_usd_per_device_hour: Amount | None = None
     probe_cost_us: Amount | None = None

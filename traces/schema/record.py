@@ -24,6 +24,7 @@ Some = Annotated[int, Meta(ge=1, le=MOST)]
 Few = Annotated[int, Meta(ge=1, le=1 << 10)]  # what there is an array for each of: ranks, servers
 Many = Annotated[int, Meta(ge=1, le=1 << 20)]  # what an array holds: tokens of a block, requests
 Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
+Rate = Annotated[float, Meta(ge=1 / LARGEST, le=LARGEST)]  # a second
 
 
 class Record:

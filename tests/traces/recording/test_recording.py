@@ -647,7 +647,7 @@ def test_a_value_out_of_its_columns_range_is_one_line(tmp_path, table):
         (("engines", "block_size"), (1 << 20) + 1), (("engines", "block_size"), 0),
         (("engines", "data_parallel_size"), 1 << 40), (("engines", "max_num_seqs"), -1),
         (("models", "head_dim"), -1), (("policies", "n"), 1 << 40),
-        (("clock_start", "unix_ns"), 1 << 62), (("concurrency",), -1), (("rate_per_s",), -1.0),
+        (("clock_start", "unix_ns"), 1 << 62), (("concurrency",), -1), (("rate_per_s",), 0.0),
         (("dropped", "steps"), -5), (("provenance", "imported"), []),
         (("provenance", "imported"), None), (("provenance", "imported"), {"files": [3]}),
         (("provenance", "imported"), {"unlike": [3]}), (("provenance", "replayed"), 5),
