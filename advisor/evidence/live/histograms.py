@@ -58,6 +58,8 @@ ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
 MOST_DRAWN = 4_000  # requests of a draw: the last of them
+SHORTEST = 1e-3  # tokens of the mean request: less is none
+LONGEST = 1 << 24  # tokens of a request, where the context that a server allows is not known
 MOST_COUNTED = 1 << 53  # requests: a float counts no farther
 MOST_SPREAD = 1.2  # sd of the log of lengths whose mean alone is known: from none up to this
 
@@ -316,26 +318,26 @@ def _lengths(
     as long as `most`, the context that the server allows. Around a mean alone they are log-normal,
     with this `spread` of their logarithm.
     """
+    longest = LONGEST if most is None else most - 1
     if isinstance(told, float):
         drawn = np.exp(rng.normal(0.0, spread, count))
         drawn *= told / drawn.mean()
-        return np.asarray(np.clip(np.rint(drawn), 1.0, np.inf if most is None else most - 1))
+        return np.asarray(np.clip(np.rint(drawn), 1.0, longest))
     histogram = told
     counts = histogram.counts.sum(axis=0, dtype=float)
-    begins = np.concatenate(([0.0], histogram.bounds[:-1]))
+    begins = np.clip(np.concatenate(([0.0], histogram.bounds[:-1])), 0.0, longest)
     ends = np.where(np.isfinite(histogram.bounds), histogram.bounds, 2 * begins)
-    ends = np.maximum(np.minimum(ends, np.inf if most is None else most - 1), begins)
+    ends = np.clip(ends, begins, longest)
     upto = np.cumsum(counts) / counts.sum()
     places = (np.arange(count) + rng.random()) / count
     bucket = np.minimum(np.searchsorted(upto, places, side="right"), len(counts) - 1)
     below = np.concatenate(([0.0], upto[:-1]))[bucket]
     share = (places - below) / np.maximum(upto[bucket] - below, 1e-12)
     lengths = begins[bucket] + share * (ends - begins)[bucket]
-    mean = float(np.nansum(histogram.sums)) / counts.sum()
-    if mean > 0 and lengths.mean() > 0:
+    mean = min(float(np.nansum(histogram.sums)) / counts.sum(), longest)
+    if mean > 0 and lengths.mean() > SHORTEST:
         lengths = lengths * (mean / lengths.mean())
-    lengths = np.minimum(lengths, np.inf if most is None else most - 1)
-    return np.asarray(np.maximum(np.rint(rng.permutation(lengths)), 1.0))
+    return np.asarray(np.clip(np.rint(rng.permutation(lengths)), 1.0, longest))
 
 
 ROUNDS = 20  # of exchanges between requests too long for the context

@@ -12,7 +12,13 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.features import ALL, FEATURES, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_decode_context, with_prompt_context
-from advisor.evidence.live.histograms import MOST_DRAWN, arrivals_in, drawn_traffic, mean_steps
+from advisor.evidence.live.histograms import (
+    LONGEST,
+    MOST_DRAWN,
+    arrivals_in,
+    drawn_traffic,
+    mean_steps,
+)
 from advisor.evidence.runs import rate_under_load
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
@@ -412,6 +418,18 @@ def test_drawn_requests_fit_in_the_context_that_the_server_allows():
         assert max(map(sum, lengths)) <= 32_768
         means = np.mean(lengths, axis=0)
         assert means == pytest.approx([prompts.mean(), outputs.mean()], rel=0.01)
+
+
+@pytest.mark.parametrize("largest", [1e-320, 1.5e308, -1.5e308])
+def test_no_request_is_longer_than_any_context(largest):
+    """Where the bounds and sums of a histogram are nonsense, as a page may have anything."""
+    told = lengths_told([largest, np.inf], np.full(100, 50.0))
+    told = dataclasses.replace(told, sums=np.full(11, 1e300))
+    window = drawn_window(told, told, began=100)
+    for run in drawn_traffic(window, engine_of(max_model_len=None), "live", "e"):
+        lengths = [(p.prompt_tokens, p.samples[0].output_tokens) for p in run.problems.values()]
+        assert len(lengths) == 100
+        assert np.max(lengths) <= LONGEST
 
 
 def test_of_more_requests_than_a_replay_takes_the_last_are_drawn(monkeypatch):
