@@ -508,9 +508,10 @@ def measure_next(
         why = "run the pick again to learn the run-to-run spread"
     if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in whole]:
         in_flight = load[0]
-        if load[1] is not None:  # `record` sends no rate
+        if load[1] is not None and policy != AS_SENT:  # `record` sends no rate
             in_flight = in_flight_at(load[1], float(metrics.values("latency_s")[system]))
-            why += ", with as many problems in flight as arrive while one is answered"
+            flying = counted(in_flight, "problem")
+            why += f", with {flying} in flight, the rate times the predicted latency"
         lines.append(f"{why}{_record(evidence, engine, policy, in_flight)}")
     if problems < ENOUGH_PROBLEMS and metrics.space.judged:
         low, high = np.quantile(metrics.draws("accuracy")[system], ENDS)

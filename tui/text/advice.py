@@ -249,11 +249,12 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
         head += f". It needs {percent(least.value / flops.value)} of the arithmetic"
     name = telling_regret(answer)
     regret = None if name is None else answer.regret[name]
+    unsure = _unsure(answer, pick, other)
     if regret is None or name is None:
-        return f"{head}{_values_alone(answer, pick, other)}.", "", ""
+        return f"{head}{_values_alone(answer, pick, other)}.{unsure}", "", ""
     noun = quantity(name).noun
     if regret.holds(0.0):
-        return f"{head}. In {noun} the two cannot be told apart.", "", ""
+        return f"{head}. In {noun} the two cannot be told apart.{unsure}", "", ""
     ours = pick.estimates.get(name)
     share = regret.value / ours.value if ours and ours.value else None
     size, more = number(abs(regret.value), regret.unit), "more"
@@ -264,10 +265,19 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     elif share is not None:
         size += f" ({percent_change(share) if share > 0 else percent(-share, 1)})"
     if regret.value > 0:
-        return f"{head}, but has ", size, f" {more} {noun}."
-    enough = other.probability_within_budget >= answer.budget.confidence
-    kept = "" if enough else ", yet it does not meet the budget surely enough"
-    return f"{head}, and has ", size, f" less {noun}{kept}."
+        return f"{head}, but has ", size, f" {more} {noun}.{unsure}"
+    return f"{head}, and has ", size, f" less {noun}.{unsure}"
+
+
+def _unsure(answer: Recommendation, pick: Pick, other: Pick) -> str:
+    """Say that the compute-optimal one is not sure enough of the limits, where that is so."""
+    sure, wanted = other.probability_within_budget, answer.budget.confidence
+    if sure >= wanted:
+        return ""
+    ours, theirs = pick.estimates.get("accuracy"), other.estimates.get("accuracy")
+    higher = ours is not None and theirs is not None and theirs.value > ours.value
+    opening = "Its accuracy is higher, but it is" if higher else "It is"
+    return f" {opening} {chance(sure)} sure of the limits, and {percent(wanted)} are wanted."
 
 
 def _values_alone(answer: Recommendation, pick: Pick, other: Pick) -> str:

@@ -18,7 +18,7 @@ from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate, with_intervals
-from traces.schema.formats import chance, digits
+from traces.schema.formats import chance, counted, digits
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.run import Run, summarise, to_plain
 from tui.options import (
@@ -297,7 +297,8 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
     in_flight, latency = expected.concurrency, expected.promised.get("latency_s")
     if expected.rate_per_s is not None and latency is not None:
         in_flight = in_flight_at(expected.rate_per_s, latency.value)
-        text += " It keeps as many problems in flight as arrive while one is answered."
+        flying = counted(in_flight, "problem")
+        text += f" It keeps {flying} in flight, the rate times the promised latency."
     asked: dict[str, Any] = {"concurrency": in_flight}
     workload = expected.workload
     if workload is not None and in_flight is not None and workload.problems < in_flight:

@@ -94,6 +94,29 @@ def test_what_is_less_has_a_share_without_a_sign(advisor):
         assert size.endswith(told) and (" less " if share < 0 else " more ") in tail
 
 
+@pytest.mark.parametrize("times", [-0.75, 0.0, 0.5])
+@pytest.mark.parametrize(
+    ("accuracy", "opening"), [(1.01, "Its accuracy is higher, but it"), (0.9, "It")]
+)
+def test_a_more_accurate_one_beside_the_pick_is_not_sure_enough(advisor, times, accuracy, opening):
+    answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
+    pick = answer.system_optimal
+    other = next(each for each in answer.pareto if each.policy != pick.policy)
+    ours, right = pick.estimates["latency_s"].value, pick.estimates["accuracy"].value
+    told = {"accuracy": Estimate(value=right * accuracy, unit="1")}
+    other = dataclasses.replace(
+        other, estimates=other.estimates | told, probability_within_budget=0.884
+    )
+    regret = Estimate(
+        value=times * ours, low=(times - 0.1) * ours, high=(times + 0.1) * ours, unit="s"
+    )
+    changed = dataclasses.replace(answer, compute_optimal=other, regret={"latency_s": regret})
+    said = "".join(against(changed))
+    assert said.endswith(f". {opening} is 88 % sure of the limits, and 90 % are wanted.")
+    sure = dataclasses.replace(other, probability_within_budget=0.9)
+    assert "are wanted" not in "".join(against(dataclasses.replace(changed, compute_optimal=sure)))
+
+
 @pytest.mark.parametrize("given", [{"min_accuracy": "0.75"}, {"max_latency": "1us"}])
 def test_the_answer_says_how_many_problems_are_in_flight(advisor, given):
     in_flight = advisor.evidence.load[0]
