@@ -110,6 +110,8 @@ def serve(
         finally:
             sys.setswitchinterval(switch_s)
             telemetry.close()
+            for note in upstream.notes:
+                writer.event("note", note, engine=upstream.config.key())
 
 
 def _end_by_signals(ended: asyncio.Event, task: asyncio.Task[None] | None) -> None:

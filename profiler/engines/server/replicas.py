@@ -87,6 +87,7 @@ class ReplicaEngine(Engine):
     def _ended(self, results: list[SampleResult]) -> list[SampleResult]:
         for result in results:
             self._of_request.pop(result.request_id, None)
+        self.notes = tuple(note for engine in self._engines for note in engine.notes)
         return results
 
     def close(self) -> None:

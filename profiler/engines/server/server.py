@@ -52,6 +52,7 @@ from traces.errors import EngineError
 from traces.live.engine_names import SGLANG, VLLM
 from traces.live.metrics_page import PageReader
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.formats import counted
 
 NO_LENGTH = "max_tokens is needed: the engine does not say how long a prompt is"
 _POLL_S = 0.05
@@ -76,6 +77,7 @@ _CHAT_IDS = {
     VLLM: ("return_token_ids",),
     SGLANG: ("return_input_ids_in_sglext", "return_output_ids_in_sglext"),
 }
+_IMPOSSIBLE = "the server told numbers of tokens that cannot be"
 
 
 class ServerEngine(Engine):
@@ -112,6 +114,7 @@ class ServerEngine(Engine):
         self._untold_until = 0.0  # on the monotonic clock, in seconds
         self._emptying: set[asyncio.Future[None]] = set()
         self._unreachable = 0
+        self._impossible = 0  # samples of which a number of tokens was told that cannot be
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
@@ -234,6 +237,7 @@ class ServerEngine(Engine):
             think_start_ids=self._think_start_ids,
             think_end_ids=self.think_end_ids,
             want_ids=request.want_token_ids,
+            most_tokens=request.max_tokens,
             pauses=request.stop,
         )
 
@@ -316,7 +320,12 @@ class ServerEngine(Engine):
         except Exception as failure:  # whatever a server answers, the sample ends
             error = type(failure).__name__
         try:
-            return stream.result(request.request_id, error)
+            result = stream.result(request.request_id, error)
+            if stream.impossible:
+                self._impossible += 1
+                of = counted(self._impossible, "sample")
+                self.notes = (f"{_IMPOSSIBLE}, of {of}: they are not known",)
+            return result
         except Exception as failure:  # what it kept cannot be summed up
             kept = whole_characters("".join(e for e in stream.text if isinstance(e, str)))
             return SampleResult(
@@ -537,18 +546,24 @@ async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream, silent_s: f
     else does.
     """
     events, loop, came, chunks = Events(), asyncio.get_running_loop(), 0, 0
-    async with asyncio.timeout(silent_s) as silence:
-        async for piece in pieces:
-            came += len(piece)
-            if came > MOST_STREAM_BYTES:
-                raise BadAnswer("an answer that is too long")
-            for event in events.of(piece):
-                stream.take(event, now_ns())
-            if events.done:
-                break
-            if stream.chunks > chunks:
-                chunks = stream.chunks
-                silence.reschedule(loop.time() + silent_s)
+    try:
+        async with asyncio.timeout(silent_s) as silence:
+            async for piece in _up_to_a_loss(pieces, stream):
+                came += len(piece)
+                if came > MOST_STREAM_BYTES:
+                    raise BadAnswer("an answer that is too long")
+                for event in events.of(piece):
+                    stream.take(event, now_ns())
+                if events.done:
+                    break
+                if stream.finish_reason is not None:  # what follows is short
+                    silence.reschedule(min(silence.when() or 0.0, loop.time() + ANSWER_S))
+                elif stream.chunks > chunks:
+                    chunks = stream.chunks
+                    silence.reschedule(loop.time() + silent_s)
+    except TimeoutError:
+        if stream.finish_reason is None:
+            raise
     for event in events.of(b"\n"):
         stream.take(event, now_ns())
     stream.done = events.done
@@ -556,6 +571,21 @@ async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream, silent_s: f
         raise BadAnswer("no answer")
     if stream.finish_reason is None and not stream.done:
         raise BadAnswer("an answer that was cut off")
+
+
+async def _up_to_a_loss(
+    pieces: AsyncGenerator[bytes, None], stream: Stream
+) -> AsyncGenerator[bytes, None]:
+    """Give what comes until the connection is lost, which costs a sample that ended nothing.
+
+    Behind its finish_reason its usage may be missing (OpenAI, stream_options.include_usage).
+    """
+    try:
+        async for piece in pieces:
+            yield piece
+    except Exception:
+        if stream.finish_reason is None:
+            raise
 
 
 async def whole(pieces: AsyncIterator[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from profiler.engines.interface import (
     find_tokens,
     leaves_open,
 )
-from profiler.engines.server.served import count
+from profiler.engines.server.served import MOST_TOKENS, count
 from traces.clock import now_ns
 
 MOST_TEXT = 16 << 20  # characters of one answer
@@ -53,8 +53,8 @@ class Stream:
 
     `top` and `window` are the log-probabilities and the confidence that were asked for.
     `think_start_ids` and `think_end_ids` are the marks' tokens, None where they are not known;
-    `want_ids` says that the result needs the token ids. A step of thought pauses at one of
-    `pauses`; one of `cuts` ends the answer and is no part of it.
+    `want_ids` says that the result needs the token ids; `most_tokens` were asked for. A step of
+    thought pauses at one of `pauses`; one of `cuts` ends the answer and is no part of it.
     """
 
     top: int | None = None
@@ -62,6 +62,7 @@ class Stream:
     think_start_ids: Sequence[int] | None = None
     think_end_ids: Sequence[int] | None = None
     want_ids: bool = True
+    most_tokens: int | None = None
     pauses: Sequence[str] = ()
     cuts: Sequence[str] = ()
     text: list[str] = field(default_factory=list)
@@ -74,6 +75,8 @@ class Stream:
     in_reasoning: bool = False
     usage: dict[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
+    finished: int | None = None  # when that came
+    impossible: bool = False  # a number of tokens that was told
     done: bool = False  # the server said that this is all
     ended_by: str | None = None  # the stop string
     prompt_token_ids: tuple[int, ...] | None = None
@@ -92,7 +95,7 @@ class Stream:
         for choice in event.get("choices") or ():
             reason = choice.get("finish_reason")
             if isinstance(reason, str) and reason:
-                self.finish_reason = reason[:_LONGEST_REASON]
+                self.finish_reason, self.finished = reason[:_LONGEST_REASON], now
             ended_by = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
             if isinstance(ended_by, str):
                 self.ended_by = ended_by
@@ -188,8 +191,7 @@ class Stream:
                 self.confidences += token_confidences([others], self.top or 0)
 
     def result(self, request_id: str, error: str | None) -> SampleResult:
-        details = self.usage.get("prompt_tokens_details")
-        cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
+        asked, cached, made = self._counts()
         prompt, ids = self.prompt_token_ids, self.token_ids
         text = whole_characters("".join(self.text))
         if self.ended_by in self.cuts:
@@ -200,10 +202,10 @@ class Stream:
             request_id=request_id,
             text=text,
             finish_reason=self.finish_reason,
-            end=now_ns(),
-            prompt_tokens=count(self.usage.get("prompt_tokens")),
+            end=now_ns() if self.done or self.finished is None else self.finished,
+            prompt_tokens=asked,
             cached_tokens=cached,
-            output_tokens=self._tokens(),
+            output_tokens=made,
             think_tokens=self._thought(),
             first_token=self.first_token,
             think_end=self.think_end,
@@ -215,6 +217,31 @@ class Stream:
             token_ids=tuple(ids) if self.want_ids and ids is not None else None,
             error=error,
         )
+
+    def _counts(self) -> tuple[int | None, int | None, int | None]:
+        """Return the tokens of the prompt, of it from the cache, and those that were generated.
+
+        One that cannot be is None, and `impossible` says so: what is no number of tokens, more from
+        the cache than the prompt has, none for a text, fewer than came, more than were asked for.
+        """
+        details = self.usage.get("prompt_tokens_details")
+        told = [
+            self.usage.get("prompt_tokens"),
+            details.get("cached_tokens") if isinstance(details, dict) else None,
+            self.usage.get("completion_tokens"),
+        ]
+        asked, cached, made = [count(each) for each in told]
+        if asked is not None and cached is not None and cached > asked:
+            cached = None
+        least = max(len(self.token_ids or ()), min(self.chunks, 1))
+        most = MOST_TOKENS if self.most_tokens is None else self.most_tokens
+        if made is not None and not least <= made <= most:
+            made = None
+        kept = (asked, cached, made)
+        self.impossible = any(
+            each is not None and known is None for each, known in zip(told, kept, strict=True)
+        )
+        return kept
 
     def _tokens(self) -> int | None:
         return count(self.usage.get("completion_tokens"))

@@ -36,10 +36,11 @@ ANSWER = events(*GOOD)
 
 
 @contextmanager
-def server(*, card=CARD, stream=ANSWER, version=None, models=None):
+def server(*, card=CARD, stream=ANSWER, version=None, models=None, length=None, stuck=None):
     """Serve one model; `models` writes the list of them.
 
-    `stream` is the body of a completion, or gives it by how many there were before.
+    `stream` is the body of a completion, or gives it by how many there were before. It is said to
+    have a `length` in bytes; with `stuck` it does not end before that is set.
     """
     numbers = itertools.count()  # several threads answer
 
@@ -58,13 +59,18 @@ def server(*, card=CARD, stream=ANSWER, version=None, models=None):
             self.rfile.read(int(self.headers["Content-Length"]))
             if self.path.endswith("completions"):
                 body = stream(next(numbers)) if callable(stream) else stream
-                self._answer(body, "text/event-stream")
+                self._answer(body, "text/event-stream", length)
+                if stuck is not None:
+                    self.wfile.flush()
+                    stuck.wait(10)
             else:
                 self.send_error(404)
 
-        def _answer(self, body, kind):
+        def _answer(self, body, kind, length=None):
             self.send_response(200)
             self.send_header("Content-Type", kind)
+            if length is not None:
+                self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(body)
 
@@ -72,13 +78,13 @@ def server(*, card=CARD, stream=ANSWER, version=None, models=None):
         yield url
 
 
-def recorded(tmp_path, url, *, problems=2, answer="12", chat=False):
+def recorded(tmp_path, url, *, problems=2, answer="12", chat=False, policy=None):
     """A recording of a server that is asked so many problems."""
     rows = [{"id": at, "prompt": "6 + 6?", "answer": answer} for at in range(problems)]
     (tmp_path / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     workload = load_workload(str(tmp_path / "w.jsonl"), chat=chat)
     with closing(ServerEngine(url)) as engine:
-        return Recording.open(record(workload, Policy(), engine, tmp_path / "r"))
+        return Recording.open(record(workload, policy or Policy(), engine, tmp_path / "r"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +123,63 @@ def test_counts_that_are_none_are_not_known(tmp_path, usage):
     for column in ("prompt_tokens", "cached_tokens", "output_tokens"):
         assert recording.samples[column].to_list() == [None, None]
     assert recording.samples["correct"].to_list() == [True, True]
+    assert notes_of(recording) == ([] if usage is None else [IMPOSSIBLE.format("2 samples")])
+
+
+IMPOSSIBLE = "the server told numbers of tokens that cannot be, of {}: they are not known"
+
+
+def notes_of(recording):
+    return recording.frame("events").filter(kind="note")["detail"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("changes", "unknown"),
+    [
+        ({"completion_tokens": 0}, "output_tokens"),  # for a text
+        ({"completion_tokens": 65}, "output_tokens"),  # of at most 64
+        ({"prompt_tokens_details": {"cached_tokens": 4}}, "cached_tokens"),  # of a prompt of 3
+    ],
+)
+def test_counts_that_contradict_what_came_are_not_known(tmp_path, changes, unknown):
+    told = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": None} | changes
+    answers = [events(*GOOD), events(*GOOD[:2], {"choices": [], "usage": told})]
+    with server(stream=answers.__getitem__) as url:
+        recording = recorded(tmp_path, url, policy=Policy(max_tokens=64))
+    rows = {"prompt_tokens": [3, 3], "cached_tokens": [None, None], "output_tokens": [2, 2]}
+    rows[unknown] = [rows[unknown][0], None]
+    for column, values in rows.items():
+        assert sorted(recording.samples[column].to_list(), key=str) == sorted(values, key=str)
+    assert notes_of(recording) == [IMPOSSIBLE.format("1 sample")]
+
+
+def test_a_stream_that_is_lost_behind_its_finish_reason_is_whole(tmp_path):
+    """Its usage may never come (OpenAI, stream_options), so that its tokens are not known."""
+    with server(stream=events(*GOOD[:2], done=False), length=10_000) as url:
+        recording = recorded(tmp_path, url)
+    assert recording.samples["error"].to_list() == [None, None]
+    assert recording.samples["finish_reason"].to_list() == ["stop", "stop"]
+    assert recording.samples["output_tokens"].to_list() == [None, None]
+    assert recording.samples["correct"].to_list() == [True, True]
+    assert notes_of(recording) == []
+
+
+def test_a_stream_that_is_lost_before_its_finish_reason_is_not(tmp_path):
+    with server(stream=events(GOOD[0], done=False), length=10_000) as url:
+        recording = recorded(tmp_path, url)
+    assert recording.samples["error"].to_list() == ["RemoteProtocolError"] * 2
+
+
+def test_nobody_waits_long_behind_a_finish_reason(tmp_path, monkeypatch):
+    """The server neither goes on nor ends: the sample ended as its finish_reason came."""
+    monkeypatch.setattr("profiler.engines.server.server.ANSWER_S", 0.3)
+    stuck = threading.Event()
+    with server(stream=events(*GOOD[:2], done=False), stuck=stuck) as url:
+        recording = recorded(tmp_path, url)
+        stuck.set()
+    assert recording.samples["error"].to_list() == [None, None]
+    took = recording.samples["end"] - recording.samples["first_token"]
+    assert took.max() < 0.2e9
 
 
 @pytest.mark.parametrize("length", [-1.5, "xxx", [1], 1e400, 1e300, True])
