@@ -376,8 +376,8 @@ def read_as(name: str, value: Any, hint: Any) -> Any:
         typed = read(value) if truth == (kind is bool) else None
     if typed is None:
         raise UsageError(f"{name}={str(value)[:60]}: wants {wanted}")
-    if name == "seed" and typed < 0:
-        raise UsageError(f"--seed {typed}: must be at least 0")
+    if name == "seed" and not 0 <= typed < 1 << 63:
+        raise UsageError(f"--seed {typed}: must be from 0 to {(1 << 63) - 1}")
     return typed
 
 

@@ -8,8 +8,10 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from profiler.doors.guard import Guard, Place
@@ -62,6 +64,29 @@ class _Connection(asyncio.Protocol):
         self._guard.leave(self._place)
         self._inner.connection_lost(exc)
         self._guard.places.pop(self._inner, None)
+
+
+class _Handler(web.RequestHandler):
+    """Answers what is no request of HTTP with a body of ours, which repeats nothing of it."""
+
+    __slots__ = ()
+
+    def handle_error(self, *asked: Any, **more: Any) -> web.StreamResponse:
+        answer = super().handle_error(*asked, **more)
+        if answer.status == HTTPStatus.BAD_REQUEST:
+            answer = web.Response(
+                status=answer.status,
+                body=error_body("not a request of HTTP, or its head is too long", answer.status),
+                content_type="application/json",
+            )
+            answer.force_close()
+        return answer
+
+
+def error_body(message: str, status: int) -> bytes:
+    """Return the body of an error as OpenAI's API has it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "code": status}})
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -139,7 +164,9 @@ def _same(connection: _Connection) -> _Connection:
 
 def _protocol(runner: web.AppRunner) -> Any:
     assert runner.server is not None
-    return runner.server()
+    made = runner.server()
+    made.__class__ = _Handler  # a server makes no other handlers than aiohttp's
+    return made
 
 
 async def _look(guard: SiteGuard) -> None:

@@ -274,7 +274,7 @@ def _whole(body: Mapping[str, Any], name: str, low: int = 1) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not low <= value <= MOST_SEED:
-        raise BadRequest(f"{name} must be a whole number of at least {low}")
+        raise BadRequest(f"{name} must be a whole number from {low} to {MOST_SEED}")
     return value
 
 
@@ -409,9 +409,3 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _event(data: Mapping[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
-
-
-def error_body(message: str, status: int) -> bytes:
-    """Return the body of an error as OpenAI's API has it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "code": status}})

@@ -23,7 +23,7 @@ from prometheus_client import Counter as Count
 from yarl import URL
 
 from profiler.doors.guard import BODY_S, bears, connections_of
-from profiler.doors.site import SiteGuard, guarded, listen
+from profiler.doors.site import SiteGuard, error_body, guarded, listen
 from profiler.engines.interface import NO_ROOM
 from profiler.engines.server.server import OWN_ERRORS, what_it_said
 from profiler.policies.registry import effort_for
@@ -34,7 +34,6 @@ from profiler.serve.question import (
     BadRequest,
     ServedAnswer,
     ServedQuestion,
-    error_body,
     memory_of,
     read_body,
     read_question,

@@ -10,10 +10,11 @@ import aiohttp
 
 from profiler.doors.guard import connections_of
 from profiler.doors.loop_client import session
+from profiler.doors.site import error_body
 from profiler.engines.interface import SampleRequest, SampleResult
 from profiler.engines.server.server import IDLE_S, NO_LENGTH, NoLength, Refused, ServerEngine, whole
 from profiler.engines.server.stream import BadAnswer
-from profiler.serve.question import NO_SEED, ServedQuestion, error_body
+from profiler.serve.question import NO_SEED, ServedQuestion
 
 _REFUSAL_S = 10.0
 _MOST_CONNECTIONS = 16_384

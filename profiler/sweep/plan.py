@@ -144,6 +144,8 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
     for name, least in _LEAST.items():
         if (value := data.get(name)) is not None and value < least:
             raise UsageError(f"{path}: {name} must be at least {least}, not {value}")
+        if value is not None and value >= 1 << 63:
+            raise UsageError(f"{path}: {name} must be below 2^63, not {value}")
     if run.get("timeout_s", 1) <= 0:
         raise UsageError(f"{path}: timeout_s must be above 0, not {run['timeout_s']}")
     if repeats > MOST_REPEATS:

@@ -37,7 +37,8 @@ def test_a_value_is_read_as_the_type_of_its_option():
         ("rate", [5], "wants a text"),
         ("together", "yes", "wants True or False"),
         ("learn", [1], "learn=1: wants a path"),
-        ("seed", -1, "--seed -1: must be at least 0"),
+        ("seed", -1, "--seed -1: must be from 0 to 9223372036854775807"),
+        ("seed", 1 << 63, f"--seed {1 << 63}: must be from 0 to 9223372036854775807"),
     ],
 )
 def test_what_is_no_value_of_an_option_is_named(name, value, said):

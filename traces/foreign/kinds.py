@@ -29,7 +29,8 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
 def kind_of(paths: Sequence[Path]) -> FileKind:
     """Return what files of others hold, by the first bytes of the first.
 
-    Raises OutcomesError where it cannot be read, UsageError for several files of requests.
+    Raises OutcomesError where it cannot be read, TraceError where it is of no kind, UsageError for
+    several files of requests.
     """
     from traces.foreign.evaluations import importer as outcome_import
     from traces.foreign.evaluations.plain import not_lines
@@ -37,6 +38,7 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     from traces.foreign.requests import importer as request_import
     from traces.foreign.steps.bench_forward import holds_forwards
     from traces.foreign.steps.forward_passes import holds_passes
+    from traces.kineto.stream import TraceStream
 
     if readings.format_of(paths[0]) is not None:
         raise UsageError(
@@ -54,6 +56,7 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     if format_of(paths[0], request_import.FORMATS) is None:
         if (why := not_lines(head_of(paths[0]))) is not None:
             raise OutcomesError(f"{paths[0]}: {why}")
+        next(iter(TraceStream(paths[0])), None)
         return "traces"
     if len(paths) > 1:
         raise UsageError("give one file of requests at a time. Each is a load of its own")

@@ -232,3 +232,26 @@ def test_an_engine_that_never_ends_its_head_fails_its_question(tmp_path, kind, m
         assert answer.status_code == 502
         assert time.monotonic() - begun < 20
     assert Recording.open(tmp_path / "kept").complete
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01canary\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\ncanary\r\n\r\n",
+        b"GET /" + b"canary" * 4000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\ncanary\r\n",
+    ],
+)
+def test_what_is_no_request_gets_an_error_in_the_shape_of_openais(sent, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(sent)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))  # it closes
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 400 " in head and b"Content-Type: application/json" in head
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", 400)
+    assert b"canary" not in answer

@@ -239,6 +239,9 @@ def test_a_field_that_does_not_go_to_the_engine_is_named(engine, upstream, tmp_p
             assert told.startswith("top_q:" if "top_q" in field else "thinking_token_budget:")
         for field in ({"temperature": "hot"}, {"temperature": -1}, {"top_p": 0}, {"top_p": True}):
             assert ask(url, **field).status_code == 400
+        for seed in ((1 << 63) - 1, -(1 << 63)):
+            told = ask(url, seed=seed).json()["error"]["message"]
+            assert told == f"seed must be a whole number from {-(1 << 62)} to {1 << 62}"
         assert ask(url, top_q=None, presence_penalty=None).status_code == 200
     assert len(engine.asked) == 2
 

@@ -100,6 +100,8 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
         (["import", LOG, SUMS, "-o", "r"], 2, "different formats"),
         (["import", FOREIGN / "README.md", "-o", "r"], 1, "not a PyTorch profiler trace (it "
          "has no traceEvents), nor samples or requests in a format that ttscope knows"),
+        (["import", FOREIGN / "README.md", "--model", "m", "-o", "r"], 1, "it has no traceEvents"),
+        (["import", "trace.json.gz", "--model", "m", "-o", "r"], 2, "--model is for samples"),
         (["export", "r", "-o", "t.jsonl", "--format", "csv"], 2, "one of perfetto, mooncake"),
         (["export", "r", "-o", "t.json", "--format", "mooncake"], 2, "name a .jsonl file"),
     ],
