@@ -77,7 +77,7 @@ _CHAT_IDS = {
     VLLM: ("return_token_ids",),
     SGLANG: ("return_input_ids_in_sglext", "return_output_ids_in_sglext"),
 }
-_IMPOSSIBLE = "the server told numbers of tokens that cannot be"
+_IMPOSSIBLE = "the server reported numbers of tokens that cannot be"
 
 
 class ServerEngine(Engine):

