@@ -59,6 +59,7 @@ _HELD, _WAITED = 0.05, 0.2  # shares of a run's busy time in which so many ran, 
 UNSTEADY = 1.5 * RUN_TO_RUN  # a spread from which the speed within a run is why it is as wide
 _STRETCHES = 8  # of a run's busy time, for the spread within it
 _FEWEST_STEPS = 10 * _STRETCHES
+_MOST_FITTED = 100_000  # steps, evenly spaced, that tell what is usual
 
 
 def lies_off(predicted: Estimate, low: float, high: float) -> bool:
@@ -141,21 +142,34 @@ def stretches(took: Floats, usual: Floats) -> Floats:
 
 def paces(steps: pl.DataFrame | None) -> Floats:
     """Return the `stretches` of a run's steps, none where they are too few."""
-    if steps is None:
+    times = None if steps is None else usual_times(steps)
+    if times is None:
         return np.zeros(0)
-    timed = steps.filter(~pl.col("profiled").fill_null(False)).select(
-        STEP_INTERVAL.alias("time"),
-        pl.col("decode_requests", "prefill_tokens").cast(pl.Float64).fill_null(0.0),
+    took, usual = times[:, np.isfinite(times).all(axis=0)]
+    return stretches(took, usual)
+
+
+def usual_times(steps: pl.DataFrame) -> Floats | None:
+    """Return the time of each step and that of one of its size in the run, [2, steps] ns.
+
+    The size is that of requests, prompt tokens and the cache in use. Both are nan where a step has
+    no time of its own. None where fewer than `_FEWEST_STEPS` have.
+    """
+    own = pl.when(~pl.col("profiled").fill_null(False)).then(STEP_INTERVAL.cast(pl.Float64))
+    took = steps.select(own.fill_null(np.nan)).to_series().to_numpy()
+    timed = took > 0
+    if np.count_nonzero(timed) < _FEWEST_STEPS:
+        return None
+    parts = steps.select(
+        pl.col("decode_requests", "prefill_tokens", "kv_blocks").cast(pl.Float64).fill_null(0.0)
     )
-    timed = timed.drop_nulls("time").filter(pl.col("time") > 0)
-    if timed.height < _FEWEST_STEPS:
-        return np.zeros(0)
-    time = timed["time"].to_numpy().astype(float)
-    design = np.column_stack([np.ones(time.size), *timed.select(pl.exclude("time")).to_numpy().T])
-    calm = time <= 10 * np.median(time)  # a stall is no step's own time
-    weights, *_ = np.linalg.lstsq(design[calm], time[calm], rcond=None)
-    expected = np.maximum(design @ weights, 0.1 * np.median(time))
-    return stretches(time, expected)
+    design = np.column_stack([np.ones(took.size), *parts.to_numpy().T])
+    median = float(np.median(took[timed]))
+    calm = np.flatnonzero(timed & (took <= 10 * median))  # a stall is no step's own time
+    calm = calm[:: max(len(calm) // _MOST_FITTED, 1)]
+    weights, *_ = np.linalg.lstsq(design[calm], took[calm], rcond=None)
+    usual = np.maximum(design @ weights, 0.1 * median)
+    return np.where(timed, np.array([took, usual]), np.nan)
 
 
 def assumed_words(sds: Sequence[float], runs: int, *, unsteady: bool = True) -> str:

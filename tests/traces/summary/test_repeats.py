@@ -222,6 +222,7 @@ def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
             {
                 "interval_ns": walls.astype(int), "wall_ns": walls.astype(int),
                 "decode_requests": requests, "prefill_tokens": 0, "profiled": False,
+                "kv_blocks": 10 * requests,
             }
         )  # fmt: skip
 

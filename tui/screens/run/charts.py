@@ -28,6 +28,8 @@ def run_lanes(series: BinnedSteps, power_w: Floats | None = None, *, tall: bool)
         Lane(name="KV cache", values=kv, unit="%", style="$secondary"),
         Lane(name="tok/s", values=rate, style="$success"),
     ]
+    if series.uneven:
+        lanes.append(Lane(name="pace", values=series.pace, unit="x", style="$accent"))
     if power_w is not None:
         lanes.append(Lane(name="power", values=power_w, unit="W", style="$accent"))
     return lanes

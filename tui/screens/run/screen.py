@@ -192,6 +192,7 @@ class RunScreen(ModeScreen):
         ("waiting", "Samples that waited for a place in the batch."),
         ("KV cache", "Share of the cache's blocks in use."),
         ("tok/s", "Generated tokens a second."),
+        ("pace", "How many times as long steps took as others of their size in the run."),
         ("power", "Watts of the devices that were read."),
         ("===", "On the axis: when the problem ran. ^ is the cursor and its time."),
         ("vote", "How many of the samples that had ended agreed with the final answer."),

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from traces.recording.tables import STEP_TOOK
 from traces.statistics import Floats
+from traces.summary.comparison import usual_times
 
+UNEVEN = 1.25  # the slowest over the fastest of nine in ten bins, from which pace is shown
 OUTPUT_TOKENS = pl.col("decode_requests") + pl.col("accepted").list.sum().fill_null(0)
 
 
@@ -21,7 +23,8 @@ class BinnedSteps:
     `edges_ns` has one entry more than the bins (unix nanoseconds). `batch` (requests in the step),
     `waiting` and `kv_share` (of the allocated blocks) are the highest of the steps that ran in a
     bin; `tokens_per_s` what decoding gave in it over its length, a step's spread evenly over its
-    time. `first_step` is the row of the first step that ended in each bin, -1 where none did.
+    time. `pace` is how many times as long its steps took as others of their size in the run.
+    `first_step` is the row of the first step that ended in each bin, -1 where none did.
     """
 
     edges_ns: NDArray[np.int64]
@@ -29,7 +32,15 @@ class BinnedSteps:
     waiting: Floats
     kv_share: Floats
     tokens_per_s: Floats
+    pace: Floats
     first_step: NDArray[np.int64]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the pace of nine bins in ten differs by more than `UNEVEN`."""
+        pace = self.pace[np.isfinite(self.pace)]
+        low, high = np.quantile(pace, (0.05, 0.95)) if pace.size else (1.0, 1.0)
+        return bool(high > UNEVEN * low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +50,9 @@ class Timeline:
     `ends_ns` ascend; `positions` are those in the table of steps. A step runs from its entry in
     `begins_ns`: its end less its wall time, but not before the end of the step before, with which
     asynchronous scheduling has it overlap; its end where the wall time is not known.
-    `tokens_before` has one entry more: the tokens that decoding gave before each step. The gauges
-    are nan where not recorded.
+    `tokens_before` has one entry more: the tokens that decoding gave before each step. `times`
+    [2, steps] are what steps took and usually take (`usual_times`), 0 where that is not known. The
+    gauges are nan where not recorded.
     """
 
     begins_ns: NDArray[np.int64]
@@ -52,6 +64,7 @@ class Timeline:
     usable_blocks: int | None
     tokens_before: Floats
     tokens_known: bool
+    times: NDArray[np.float32]
 
     @property
     def start_ns(self) -> int:
@@ -87,6 +100,8 @@ class Timeline:
         untold = decoded.is_null() & (steps["decode_requests"] > 0)
         before = np.zeros(steps.height + 1)
         np.cumsum(tokens.fill_null(0.0).to_numpy(), out=before[1:])
+        known = usual_times(steps)
+        known = np.zeros((2, steps.height)) if known is None else np.nan_to_num(known)
         return cls(
             begins_ns=begins,
             ends_ns=times,
@@ -97,6 +112,7 @@ class Timeline:
             usable_blocks=None if num_gpu_blocks is None else num_gpu_blocks - 1,
             tokens_before=before,
             tokens_known=tokens.null_count() < steps.height and not untold.any(),
+            times=known.astype(np.float32),
         )
 
     def bins(
@@ -115,6 +131,11 @@ class Timeline:
         seconds = np.diff(edges) / 1e9
         made = np.diff(self._tokens(place, edges))
         rate = np.divide(made, seconds, out=np.zeros_like(made), where=seconds > 0)
+        took, usual = np.zeros((2, some.size))
+        if some.any():
+            stretch = self.times[:, : until[some][-1]]
+            took[some], usual[some] = np.add.reduceat(stretch, begin[some], axis=1)
+        pace = np.divide(took, usual, out=np.full_like(took, np.nan), where=usual > 0)
         first = np.full(some.size, -1, dtype=np.int64)
         first[some] = self.positions[begin[some]]
         batch, waiting, kv_blocks = (
@@ -127,6 +148,7 @@ class Timeline:
             waiting=waiting,
             kv_share=kv_blocks / (self.usable_blocks or np.nan),
             tokens_per_s=np.where((some | running) & self.tokens_known, rate, np.nan),
+            pace=pace,
             first_step=first,
         )
 

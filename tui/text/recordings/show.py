@@ -245,6 +245,7 @@ def _charts(run: Run, width: int) -> list[str]:
         ("waiting", bins.waiting, ""),
         ("KV cache", bins.kv_share * 100, " %"),
         ("tok/s", bins.tokens_per_s, ""),
+        *((("pace", bins.pace, " x"),) if bins.uneven else ()),
     )
     lines = []
     for name, values, unit in rows:

@@ -25,6 +25,8 @@ def timeline(*steps, start=10**18):
         "wall_ns": pl.Int64,
         "interval_ns": pl.Int64,
         "accepted": pl.List(pl.Int64),
+        "prefill_tokens": pl.Int64,
+        "profiled": pl.Boolean,
     }
     frame = pl.DataFrame(
         rows, schema=schema | dict.fromkeys(COUNTS, pl.Int64), orient="row", strict=False
@@ -54,6 +56,21 @@ def test_a_step_is_spread_over_the_time_it_ran():
     assert inside.tokens_per_s == pytest.approx(np.full(4, 32 / 3e-3))
     assert same(inside.waiting, [32] * 4)
     assert same(inside.first_step, [-1] * 4)
+
+
+def test_the_pace_is_that_of_steps_of_one_size():
+    """Steps of 1 and 32 requests in turn, twice as long in the last quarter of the time."""
+    sizes = np.tile([1, 32], 200)
+    took = np.where(sizes == 1, 3.0, 5.0) * np.where(np.arange(400) < 320, 1.0, 2.0)
+    found = timeline(*zip(np.cumsum(took), took, sizes.tolist(), strict=True)).bins(48)
+    assert found.uneven
+    assert found.pace[-10:] / found.pace[:10] == pytest.approx(np.full(10, 2.0), rel=0.1)
+    even = np.where(sizes == 1, 3.0, 5.0)
+    found = timeline(*zip(np.cumsum(even), even, sizes.tolist(), strict=True)).bins(48)
+    assert not found.uneven
+    assert found.pace == pytest.approx(np.ones(48))
+    few = timeline((2, 2, 8), (10, 2, 4)).bins(10)
+    assert np.isnan(few.pace).all() and not few.uneven
 
 
 def test_time_spent_idle_is_blank():
@@ -110,11 +127,12 @@ def test_a_million_steps_are_light():
         pl.lit(3 * MS).alias("wall_ns"),
         pl.lit(None, dtype=pl.Int64).alias("interval_ns"),
         pl.lit(None, dtype=pl.List(pl.Int64)).alias("accepted"),
-        *(pl.lit(8).alias(name) for name in COUNTS),
+        *(pl.lit(8).alias(name) for name in (*COUNTS, "prefill_tokens")),
+        pl.lit(False).alias("profiled"),
     )
     found = Timeline.of(rows, 101)
     arrays = [each for each in vars(found).values() if isinstance(each, np.ndarray)]
-    assert sum(each.nbytes for each in arrays) <= 41 * size
+    assert sum(each.nbytes for each in arrays) <= 49 * size
     seconds = []
     for _ in range(5):
         begun = time.thread_time()
