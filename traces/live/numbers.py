@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from traces.recording.tables import TABLES
 from traces.schema.estimate import Estimate
-from traces.schema.formats import digits, number, scale
+from traces.schema.formats import ABSENT, digits, number, scale
 from traces.schema.record import Record
 from traces.summary.prefix_hits import CACHED, HIT_TOKENS
 
@@ -920,7 +920,8 @@ class Numbers(Record):
     that in which requests ran and no token came for `STALLED_S` or more. `finished` counts
     samples by reason: a server counts a request of n samples n times, also as running or waiting.
     Seconds are of requests that finished in the window (`ttft_s` and `itl_s`: of tokens given in
-    it); of quantiles bounds are known. `accepted_per_position` is accepted drafts over drafts made,
+    it); of quantiles bounds are known. `cancelled` are those that clients left after the first
+    token (`cancelled_in`). `accepted_per_position` is accepted drafts over drafts made,
     `acceptance_length` 1 + its sum, or the mean of SGLang's gauge. FLOPs and bytes read per GPU are
     the engine's estimates, told only with --enable-mfu-metrics.
     """
@@ -936,6 +937,7 @@ class Numbers(Record):
     samples_per_s: float | None = None
     first_tokens_per_s: float | None = None
     finished: Mapping[str, int] = field(default_factory=dict)
+    cancelled: Bounds | None = None
     steps_per_s: float | None = None
     tokens_per_step: float | None = None
     running: float | None = None
@@ -1017,6 +1019,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         samples_per_s=window.rate(FINISHED),
         first_tokens_per_s=window.rate(f"{TTFT}_count"),
         finished={reason: round(count) for reason, count in finished.items() if round(count)},
+        cancelled=cancelled_in(window) if _ABORTED in finished else None,
         steps_per_s=window.rate(f"{STEP_TOKENS}_count"),
         tokens_per_step=tokens / steps if steps and tokens is not None else None,
         running=window.mean(running),
@@ -1065,27 +1068,42 @@ def _stalled_share(window: Window) -> float | None:
     return float(window.intervals_s[window.stalls].sum()) / seconds
 
 
+_ABORTED = "abort"  # a reason of vLLM's page alone, which counts no client that left
 MOST_CANCELLED = 0.05  # of requests, which is not said
 
 
-def cancelled_told(window: Window) -> str | None:
-    """Return how many requests of vLLM's page were cancelled; None for few, or where unknown.
+def cancelled_in(window: Window) -> Bounds | None:
+    """Return how many requests of vLLM's page clients cancelled; None where unknown.
 
     It counts no request that its client left. But such a one got a first token, does not run any
-    more, and never ended. Those that were left before that are on no page.
+    more, and never ended. Of those that ran at the first and at the last poll some may have had no
+    first token yet. Requests that were left before it are on no page.
     """
     began, ended = window.total(f"{TTFT}_count"), window.total(FINISHED)
     running = window.gauge(RUNNING)
     left_out = window.apart is not None and bool(window.apart.any())
     if left_out or not began or ended is None or not running.size:
         return None
-    gone = round(began - ended - (running[-1] - running[0]))
-    if gone <= MOST_CANCELLED * began:
+    gone = began - ended + running[0] - running[-1]
+    low, high = (max(round(each), 0) for each in (gone - running[0], gone + running[-1]))
+    return Bounds(low=low, high=high, unit="requests")
+
+
+def cancelled_told(window: Window) -> str | None:
+    """Say how many requests of vLLM's page were cancelled; None for few, or where unknown."""
+    found, began = cancelled_in(window), window.total(f"{TTFT}_count")
+    if found is None or not began or found.low <= MOST_CANCELLED * began:
         return None
     return (
-        f"{gone:,} of {began:,.0f} requests got a first token and never ended, as clients "
-        "cancelled them. A replay has the others alone, so its load is lower"
+        f"{cancelled_words(found)} of {began:,.0f} requests got a first token and never ended, as "
+        "clients cancelled them. A replay has the others alone, so its load is lower"
     )
+
+
+def cancelled_words(found: Bounds) -> str:
+    """Return `5`, or `5 to 13` where it is not known which of those that ran began before."""
+    low, high = f"{found.low:,.0f}", ABSENT if found.high is None else f"{found.high:,.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:

@@ -473,19 +473,31 @@ def watched(polls=20, **gauges):
 
 
 @pytest.mark.parametrize(
-    ("ended", "running", "told"),
-    [(14, 0, "6 of 20"), (14, 6, None), (20, 0, None), (19, 0, None)],
+    ("ended", "running", "low", "high", "told"),
+    [
+        (14, (0, 0), 6, 6, "6 of 20"),  # nobody ran at the first and the last poll
+        (14, (1, 1), 5, 7, "5 to 7 of 20"),  # either may have had no first token
+        (14, (1, 7), 0, 7, None),
+        (20, (1, 1), 0, 1, None),
+        (20, (0, 0), 0, 0, None),
+        (19, (0, 0), 1, 1, None),  # too few to be a warning
+    ],
 )
-def test_requests_that_neither_ended_nor_run_were_cancelled(ended, running, told):
+def test_requests_that_neither_ended_nor_run_were_cancelled(ended, running, low, high, told):
     """vLLM counts no abort by a client (0.32)."""
+    reason = 'vllm:request_success_total{engine="0",finished_reason'
     pages = [
         (at, f'vllm:time_to_first_token_seconds_count{{engine="0"}} {5 + 20 * at}\n'
-             f'vllm:request_success_total{{engine="0",finished_reason="stop"}} {ended * at}\n'
-             f'vllm:num_requests_running{{engine="0"}} {1 + running * at}\n')
+             f'{reason}="stop"}} {ended * at}\n{reason}="abort"}} 0\n'
+             f'vllm:num_requests_running{{engine="0"}} {running[at]}\n')
         for at in (0, 1)
     ]  # fmt: skip
     found = cancelled_told(window_of(scrapes(pages), "e"))
     assert found is None if told is None else found.startswith(f"{told} requests got a first")
+    cancelled = numbers_of(scrapes(pages), "e").cancelled
+    assert (cancelled.low, cancelled.high) == (low, high)
+    untold = [(at, page.replace('="abort"', '="eos"')) for at, page in pages]
+    assert numbers_of(scrapes(untold), "e").cancelled is None
 
 
 LOADED = {"num_requests_running": 16, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.3}

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from traces.live.numbers import GENERATED, KV, RUNNING, WAITING, Numbers
+from traces.live.numbers import (
+    GENERATED,
+    KV,
+    RUNNING,
+    WAITING,
+    Bounds,
+    Numbers,
+    cancelled_words,
+)
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.formats import ABSENT, number, percent
@@ -203,7 +211,11 @@ def _finished(engines: Sequence[Numbers]) -> tuple[str, ...]:
         for reason, count in each.finished.items():
             reasons[reason] = reasons.get(reason, 0) + count
     counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-    return (f"finished: {counts or 'none'}",)
+    left = [each.cancelled for each in engines if each.cancelled is not None]
+    ends = (sum(each.low for each in left), sum(each.high or each.low for each in left))
+    both = Bounds(low=ends[0], high=ends[1], unit="requests")
+    cancelled = cancelled_words(both) if left else ABSENT
+    return (f"finished: {counts or 'none'}   cancelled by clients: {cancelled}",)
 
 
 def _cache(engines: Sequence[Numbers]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from traces.live.numbers import (
     Numbers,
     Times,
     Window,
+    cancelled_words,
 )
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
@@ -169,7 +170,8 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
     finished = [f"{n} {numbers.finished[n]:,}" for n in _FINISHED if n in numbers.finished]
     polls = (
         f"{numbers.polls:,} over {numbers.seconds:,.0f} s, samples finished: "
-        f"{', '.join(finished) or 'none'}"
+        f"{', '.join(finished) or 'none'}, cancelled by clients: "
+        f"{ABSENT if numbers.cancelled is None else cancelled_words(numbers.cancelled)}"
     )
     rates = (
         f"generated {_rate(numbers.generated_tokens_per_s)} tok/s, prompts "
