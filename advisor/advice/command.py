@@ -10,7 +10,7 @@ from typing import Any
 from advisor.evidence.keys import DEFAULT_BLOCK
 from traces.plain_text import flag_word, name_word, quoted
 from traces.schema.advice import Pick
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import BLOCKS, EngineConfig, ModelFacts
 from traces.schema.formats import counted
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import ROUTED, WINDOWS
@@ -59,6 +59,7 @@ def serve_command(
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
         _flag("block-size", engine.block_size),
         _flag("gpu-memory-utilization", engine.gpu_memory_utilization),
+        _flag("num-gpu-blocks-override", _blocks(engine)),
         _switch("enable-prefix-caching", engine.enable_prefix_caching),
         "--enforce-eager" if engine.enforce_eager else None,
         _switch("async-scheduling", engine.async_scheduling),
@@ -139,6 +140,11 @@ def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) 
         cores = range(engine.tensor_parallel_size)
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
     return [f"{name}={quoted(value)}" for name, value in variables.items()]
+
+
+def _blocks(engine: EngineConfig) -> int | None:
+    """Return the KV blocks to start an engine with: where it was so, those that it has."""
+    return engine.num_gpu_blocks if BLOCKS in dict(engine.other) else None
 
 
 def _drafts(engine: EngineConfig, model: str | None = None) -> str | None:

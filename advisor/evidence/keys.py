@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 
 from traces.live.otlp import RESOURCE
-from traces.schema.engine import RANKS, EngineConfig, Speculative
+from traces.schema.engine import BLOCKS, RANKS, EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 
 WORKER: Final = frozenset(
@@ -41,9 +41,10 @@ def any_worker(engine: EngineConfig) -> tuple[tuple[str, str], ...]:
     """Return what else is known of an engine, but for which worker of a deployment it is.
 
     A server keeps its URL where its GPU is not told: servers at other URLs may be other hardware.
+    With how many KV blocks it was started decides as little as how many it has.
     """
-    of_worker = WORKER if engine.gpu is None else WORKER | {URL}
-    return tuple(pair for pair in engine.other if pair[0] not in of_worker)
+    left_out = {BLOCKS, *WORKER, *(() if engine.gpu is None else (URL,))}
+    return tuple(pair for pair in engine.other if pair[0] not in left_out)
 
 
 def learned_as(engines: Mapping[str, EngineConfig]) -> dict[str, EngineConfig]:

@@ -21,6 +21,8 @@ SCHEMA_VERSION = 1
 
 
 EXPERTS = "enable_expert_parallel"  # in `EngineConfig.other`, where it is so
+BLOCKS = "num_gpu_blocks_override"  # there, where the server was started with it
+CAPTURE = "max_cudagraph_capture_size"  # there, where it was set
 RANKS = "ranks"  # there: data-parallel ranks of each of the servers that an engine stands for
 LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
 UNKNOWN_METHOD = "unknown"  # of speculation that a server's metrics alone tell
@@ -102,6 +104,12 @@ class EngineConfig(Record):
             return True
         by_plugin = self.vllm_version is not None and self.enforce_eager is not None
         return False if by_plugin or self.mode == "in_process" else None
+
+    @property
+    def place(self) -> str:
+        """What of `other` says which server or worker it is, in words."""
+        settings = (EXPERTS, BLOCKS, CAPTURE)
+        return " ".join(value for name, value in self.other if name not in settings)
 
     @property
     def expert_parallel(self) -> bool:

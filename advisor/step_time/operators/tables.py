@@ -18,7 +18,7 @@ from advisor.step_time.operators.grids import doubled, fill_between, fill_beyond
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.table_cost import StepTables
 from traces.errors import TablesError
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import CAPTURE, EngineConfig
 from traces.statistics import Floats
 
 Collectives = Callable[[Floats], Floats]  # tokens of steps -> their seconds of communication
@@ -42,7 +42,6 @@ PER_SEQUENCE: Final = ("lm_head", "sampler")
 MOST_CAPTURED: Final = 512  # tokens of a CUDA graph
 BLACKWELL: Final = r"\bG?B[23]00\b"  # in the names of GPUs of compute capability 10
 WIDER_ON_BLACKWELL: Final = (0, 32)  # the vLLM that this is known of
-CAPTURE: Final = "max_cudagraph_capture_size"  # in `EngineConfig.other`, where it was set
 LONGEST: Final = 1 << 20  # tokens of context that decode attention is continued to
 
 

@@ -15,7 +15,7 @@ import httpx
 from profiler.engines.models.model_facts import facts_from_folder
 from profiler.engines.options import model_path
 from traces.errors import EngineError
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import BLOCKS, EngineConfig, ModelFacts
 
 LONGEST_NAME = 256  # characters of a model's name and of a version
 MOST_TOKENS = 1 << 40  # that a server may say it has room for or has counted
@@ -126,6 +126,7 @@ def routes(client: httpx.Client) -> dict[str, Any] | None:
 def cache_settings(caches: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Return what vLLM's cache_config_info says, in the names of EngineConfig.
 
+    `other` is there where the server was started with a number of KV blocks.
     `caches` are its labels by engine, of which each data-parallel replica is one.
     """
     settings: dict[str, Any] = {}
@@ -134,6 +135,8 @@ def cache_settings(caches: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             if labels.get(key, "None") != "None":
                 settings[key] = read(labels[key])
+    if labels.get(BLOCKS, "None") != "None":
+        settings["other"] = ((BLOCKS, labels[BLOCKS]),)
     engines = len(set(caches) - {""})
     return settings | ({"data_parallel_size": engines} if engines > 1 else {})
 

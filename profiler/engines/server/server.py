@@ -151,7 +151,8 @@ class ServerEngine(Engine):
                 self._mark_ids(client, str(card["id"]), mark) if tokenizes else None
                 for mark in (THINK_START, THINK_END)
             )
-        said = {"other": identity.other} if identity.other else {}
+        other = (*identity.other, *cache.get("other", ()))
+        said = {"other": tuple(sorted(other))} if other else {}
         given = {key: value for key, value in declared.items() if value is not None}
         settings = {**cache, **said, **given}
         config, facts = describe(card, identity.vllm_version, name=name, settings=settings)

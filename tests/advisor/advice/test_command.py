@@ -16,7 +16,7 @@ from advisor.evidence.measured import Made, RunsMade
 from profiler.engines.server.replicas import together
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget, Pick
-from traces.schema.engine import EXPERTS, EngineConfig, Speculative
+from traces.schema.engine import BLOCKS, EXPERTS, EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 from tui.screens.advice.rows import paste_text
 from tui.text.advice import policy_lines
@@ -40,6 +40,16 @@ def test_the_command_parses_back():
         "num_speculative_tokens": 3,
         "model": "it's small",
     }
+
+
+def test_a_server_that_was_started_with_a_number_of_blocks_is_started_with_it_again():
+    """Else it has as many as its memory holds, and another KV cache than the prediction."""
+    recorded = engine_of(mode="server", num_gpu_blocks=48)
+    assert "blocks" not in serve_command(recorded, model_path="m")
+    override = replace(recorded, other=((BLOCKS, "48"),))
+    assert "--num-gpu-blocks-override 48" in serve_command(override, model_path="m")
+    more = replace(override, num_gpu_blocks=96)  # as --set asks
+    assert "--num-gpu-blocks-override 96" in serve_command(more, model_path="m")
 
 
 def test_what_a_page_does_not_tell_of_a_server_is_named():

@@ -7,6 +7,7 @@ import pytest
 from advisor.evidence.keys import law_key, learned_as, without_limits
 from advisor.evidence.measured import Made, RunsMade
 from tests.advisor.synthetic import GREEDY, engine_of
+from traces.schema.engine import BLOCKS, EngineConfig
 
 
 def servers(*urls, **changes):
@@ -39,3 +40,10 @@ def test_the_engine_of_a_candidate_ran_whichever_worker_it_was():
     )
     assert made.has_engine(candidate) and not made.has_engine(other)
     assert made.has_engine(dataclasses.replace(candidate, data_parallel_size=2))
+
+
+def test_how_many_blocks_a_server_was_started_with_is_no_other_law_and_no_place():
+    plain = EngineConfig(model="m", mode="server", num_gpu_blocks=48)
+    override = dataclasses.replace(plain, other=((BLOCKS, "48"), ("url", "http://a:8000")))
+    assert law_key(dataclasses.replace(override, other=((BLOCKS, "48"),))) == law_key(plain)
+    assert override.place == "http://a:8000" and plain.place == ""

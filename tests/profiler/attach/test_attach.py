@@ -36,7 +36,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
 from traces.recording.writer import RecordingWriter, read_clocks
-from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, Speculative
+from traces.schema.engine import BLOCKS, UNKNOWN_METHOD, EngineConfig, Speculative
 
 KEY = "sk-canary-31415926"
 
@@ -382,6 +382,16 @@ def test_engines_by_label(server, tmp_path):
     assert sorted(dict(e.other).get("engine", "") for e in engines) == ["", "0", "1"]
     watched = watched_engines(recording)
     assert [dict(each.engine.other)["engine"] for each in watched] == ["0", "1"]
+
+
+@pytest.mark.parametrize("blocks", ["None", "48"])
+def test_the_page_says_with_how_many_blocks_a_server_was_started(server, blocks):
+    labels = f'engine="0",num_gpu_blocks="48",num_gpu_blocks_override="{blocks}"'
+    server.lines = [line for line in server.lines if "cache_config_info{" not in line]
+    server.lines.append(f"vllm:cache_config_info{{{labels}}} 1.0")
+    (replica,) = looked_at(Access.of(server.url)).replicas
+    assert replica.config.num_gpu_blocks == 48
+    assert dict(replica.config.other).get(BLOCKS, "None") == blocks
 
 
 def test_a_plugin_tells_the_gpus_of_one_replica(server):

@@ -131,9 +131,8 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     """Return an engine's numbers and the verdict on it."""
     numbers = watched.numbers
     lines = wrap("", f"{watched.recording}: {watched.engine.model}, watched", width=width, indent=0)
-    where = dict(watched.engine.other)
-    if where:
-        lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
+    if where := watched.engine.place:
+        lines += wrap("engine", where, width=width, indent=INDENT)
     lines += warning_lines(watched, width=width)
     if numbers is not None:
         lines += ["", *_number_lines(watched, numbers, width), "", *_charts(watched, width)]
@@ -355,6 +354,6 @@ def effect_text(found: Suggestion) -> str:
 
 def server_name(watched: Watched) -> str:
     """Return a model and where it is served."""
-    where = " ".join(dict(watched.engine.other).values())
+    where = watched.engine.place
     name = model_words(watched.engine.model)
     return f"{name} at {where}" if where else name

@@ -160,9 +160,8 @@ def _head(run: Run, width: int) -> list[str]:
     engine = engine_text(run.engine) if run.imported is None else imported_text(run)
     unnamed = run.policy is None and run.engine.model == UNKNOWN_MODEL
     lines = wrap("engine", ABSENT if unnamed else engine, width=width, indent=INDENT)
-    if run.policy is None and run.engine.other:  # which of several servers it is
-        where = " ".join(value for _, value in run.engine.other)
-        lines += wrap("server", where, width=width, indent=INDENT)
+    if run.policy is None and run.engine.place:  # which of several servers it is
+        lines += wrap("server", run.engine.place, width=width, indent=INDENT)
     policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
     lines += wrap("policy", policy, width=width, indent=INDENT)
     if unnamed:  # its records are of steps alone

@@ -7,7 +7,6 @@ from advisor.step_time.cost import table_cost
 from advisor.step_time.operators.files import read_operators
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.operators.tables import (
-    CAPTURE,
     captured_sizes,
     default_capture_sizes,
     domain,
@@ -24,7 +23,7 @@ from tests.advisor.step_time.operators.operator_tables import (
     write_tables,
 )
 from traces.errors import TablesError
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import CAPTURE, EngineConfig
 
 ENGINE = {"num_hidden_layers": 2, "max_num_batched_tokens": 32, "max_num_seqs": 8}
 
