@@ -7,7 +7,8 @@ import errno
 import os
 import signal
 import termios
-from typing import Any, NoReturn
+import time
+from typing import Any
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -16,10 +17,25 @@ def ending_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))]
 
 
-def interrupt(number: int, frame: Any) -> NoReturn:
-    """Interrupt as Ctrl-C does: a handler of these signals."""
-    leave_terminal()
-    raise KeyboardInterrupt
+CLOSING_S = 10.0  # in which a recording is closed: more signals change nothing until then
+
+
+class Interrupting:
+    """A handler of these signals that interrupts as Ctrl-C does, once in `CLOSING_S`.
+
+    `heard` says that one came, just now where it is given.
+    """
+
+    def __init__(self, *, heard: bool = False) -> None:
+        self.heard = heard
+        self._until = time.monotonic() + CLOSING_S if heard else 0.0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        leave_terminal()
+        now, self.heard = time.monotonic(), True
+        if now >= self._until:
+            self._until = now + CLOSING_S
+            raise KeyboardInterrupt
 
 
 def leave_terminal() -> None:

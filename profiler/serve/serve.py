@@ -19,7 +19,7 @@ from profiler.serve.upstream import Upstream
 from profiler.workload.problems import verifier_of
 from traces.clock import ClockWatch
 from traces.deployment.documents import PolicyFile
-from traces.endings import ending_signals, leave_terminal
+from traces.endings import Interrupting, ending_signals, leave_terminal
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
 from traces.recording.spans import RecordingSpanProcessor
@@ -92,7 +92,7 @@ def serve(
             writer.at_close(rate_per_s=service.rate_per_s)
             ended, loop = asyncio.Event(), asyncio.get_running_loop()
             if handed is None:
-                _end_by_signals(ended, asyncio.current_task())
+                _end_by_signals(ended, service)
             else:
                 handed(lambda: loop.call_soon_threadsafe(ended.set))
             async with listening(service) as where:
@@ -105,22 +105,22 @@ def serve(
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(run())
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None  # a second signal
         finally:
             sys.setswitchinterval(switch_s)
+            if handed is None:  # the loop has left them to the system
+                for number in (signal.SIGINT, *ending_signals()):
+                    signal.signal(number, Interrupting(heard=True))
             telemetry.close()
             for note in upstream.notes:
                 writer.event("note", note, engine=upstream.config.key())
 
 
-def _end_by_signals(ended: asyncio.Event, task: asyncio.Task[None] | None) -> None:
-    """Have the first signal drain, and the second one end at once."""
+def _end_by_signals(ended: asyncio.Event, service: Service) -> None:
+    """Have the first signal drain, and the second one end what runs at once."""
 
     def heard() -> None:
         leave_terminal()
-        if ended.is_set() and task is not None:
-            task.cancel()
+        service.hurried = ended.is_set()
         ended.set()
 
     for number in (signal.SIGINT, *ending_signals()):

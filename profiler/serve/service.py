@@ -162,6 +162,7 @@ class Service:
     runs: dict[tuple[Policy, bool], LiveRun] = field(default_factory=dict)
     draining: bool = False
     closed: bool = False
+    hurried: bool = False  # a second signal: what runs is not waited for
 
     def __post_init__(self) -> None:
         self._by_id: dict[str, LiveRun] = {}
@@ -207,7 +208,7 @@ class Service:
         """Take no more questions, and wait for those that run."""
         self.draining = True
         until = time.monotonic() + self.settings.drain_s
-        while self._busy() and time.monotonic() < until:
+        while self._busy() and time.monotonic() < until and not self.hurried:
             await asyncio.sleep(0.02)
 
     def _busy(self) -> bool:

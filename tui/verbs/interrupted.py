@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from traces.endings import ending_signals, interrupt
+from traces.endings import Interrupting, ending_signals
 from traces.errors import Interrupted
 from traces.recording.manifest import NAME
 from traces.recording.reader import Recording
@@ -16,13 +16,20 @@ from traces.schema.formats import counted
 
 @contextlib.contextmanager
 def signals_as_ctrl_c() -> Iterator[None]:
-    """Have the signals by which a job or a terminal is ended interrupt as Ctrl-C does."""
-    before = {number: signal.signal(number, interrupt) for number in ending_signals()}
+    """Have the signals by which a job or a terminal is ended interrupt as Ctrl-C does, once.
+
+    After one they stay so, as the verb ends: another one is no error of it.
+    """
+    interrupt, ending = Interrupting(), ending_signals()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's `&` has it
+        ending.append(signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in ending}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not interrupt.heard and signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
