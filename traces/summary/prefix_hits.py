@@ -43,8 +43,10 @@ def with_hits(recording: Recording, samples: pl.DataFrame) -> pl.DataFrame:
             .sort("first_token", "sample_index")
         )
         engine = recording.manifest.engines.get(key)
-        counted = _counted(recording, key)
-        if counted is None or engine is None or timed.is_empty():
+        if engine is None or timed.is_empty():
+            continue
+        counted = _counted(recording, key, engine.model)
+        if counted is None:
             continue
         until, tokens = counted
         is_posed = (timed["policy"] != "").any()
@@ -74,13 +76,12 @@ def _others_asked(recording: Recording, model: str) -> bool:
     return finished.count() < len(finished) or not len(finished) or finished.sum() > own
 
 
-def _counted(recording: Recording, key: str) -> tuple[Ints, Ints] | None:
+def _counted(recording: Recording, key: str, model: str) -> tuple[Ints, Ints] | None:
     """Return until when, ascending unix ns, and how many tokens the cache held of prompts.
 
     Spans that do not say on which server of a model they were get those of all of them.
     """
     engines = recording.manifest.engines
-    model = engines[key].model
     for keys in ([key], [each for each, engine in engines.items() if engine.model == model]):
         for counted in (_of_steps(recording, keys), _of_polls(recording, keys)):
             if counted is not None:

@@ -13,7 +13,9 @@ from tests.advisor.asking import predicted
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import watched
 from traces.recording.reader import Held
+from traces.recording.tables import TABLES
 from traces.schema.tts.policy import Policy
+from traces.summary.prefix_hits import with_hits
 from traces.summary.run import summarise
 
 SYSTEM = 320  # tokens
@@ -71,3 +73,14 @@ def test_flops_are_known_of_requests_whose_spans_do_not_tell_the_cache(tmp_path)
         for hits in (True, False)
     )
     assert untold is not None and untold.value == pytest.approx(told.value, rel=1e-3)
+
+
+def test_samples_of_an_engine_that_the_recording_does_not_have_are_left(tmp_path):
+    seen = watched(truth_of(tmp_path, GREEDY, warm=True), tmp_path / "seen", hits=False)
+    tables = {name: seen.frame(name) for name in TABLES}
+    renamed = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("other")).otherwise("engine")
+    tables["samples"] = tables["samples"].with_columns(renamed.alias("engine"))
+    other = Held(seen.path, seen.manifest, tables=tables)
+    rows = with_hits(other, other.samples)
+    assert rows.filter(pl.col("engine") == "other")["cached_tokens"].to_list() == [None]
+    assert rows["cached_tokens"].null_count() == 1
