@@ -22,7 +22,7 @@ from advisor.advice.reasons import name_of
 from advisor.evidence.gather import MOST_SEEN, Evidence, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.measured import Under
-from advisor.evidence.runs import arrival_rate
+from advisor.evidence.runs import arrival_rate, clients_wait
 from advisor.search.budget import Prices
 from advisor.search.closed_form import ClosedForm, Demands
 from advisor.search.metrics import CandidateMetrics
@@ -273,6 +273,12 @@ class Advisor:
             at_once=runs[0].at_once,
         )
 
+    def notes(self, rate_per_s: float | None) -> tuple[str, ...]:
+        """Return what to know of the recordings and of their load at an arrival rate (None: it)."""
+        sent = self.sent if rate_per_s is None else None
+        waits = () if sent is None or sent.at_once is None else (clients_wait(sent.at_once),)
+        return (*self.evidence.lost, *waits)
+
     def load_at(self, rate_per_s: float | None) -> Under:
         """Return the load of answers at an arrival rate (None: the recorded load).
 
@@ -340,6 +346,7 @@ class Advisor:
                 cpu_build=cpu_build,
                 at_rate=partial(self._at_rate, budget) if len(self.space) <= FEW else None,
                 warning=self._far_off(state),
+                notes=self.notes(budget.rate_per_s),
             )
         )
 

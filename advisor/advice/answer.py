@@ -53,6 +53,7 @@ class Answering:
     cpu_build: CpuBuild | None
     at_rate: Callable[[float], str | None] | None
     warning: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def load(self) -> Under:
@@ -123,7 +124,7 @@ def answer(answering: Answering) -> Recommendation:
         experiments=tuple(proposed),
         routings=space.routings,
         load=Load(concurrency=load[0], rate_per_s=load[1]),
-        notes=evidence.lost,
+        notes=answering.notes,
         warning=answering.warning,
     )
 

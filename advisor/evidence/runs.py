@@ -16,6 +16,7 @@ import polars as pl
 
 from traces.errors import RecordingError, UsageError
 from traces.live.watched import only_watched
+from traces.notes import Decisive
 from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig, Speculative
@@ -337,6 +338,15 @@ def read_runs(recording: Recording) -> ReadRuns:
 
 AT_MOST = 0.2  # of the time in which requests wait, that the most of them are there at once
 NEAR_MOST = 0.5  # of it, that nine in ten of the most or more are there
+
+
+def clients_wait(at_once: int) -> str:
+    """Say what a replay of clients that wait for answers, so many requests at once, shows."""
+    return Decisive(
+        f"{at_once} requests at most were there at once, and so many for much of the time in which "
+        "any waited. Their clients wait for answers, and so they do in the replay. A faster server "
+        "would get their next requests sooner, which it does not show"
+    )
 
 
 def requests_at_once(samples: pl.DataFrame, max_num_seqs: int | None) -> int | None:

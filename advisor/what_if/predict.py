@@ -30,7 +30,7 @@ from advisor.evidence.live.servers import (
     servers_of,
     time_bounds,
 )
-from advisor.evidence.runs import RecordedRun, cut_at, limited
+from advisor.evidence.runs import RecordedRun, clients_wait, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -560,12 +560,7 @@ def _hour_notes(after: Replays) -> list[str]:
     """Say how clients send, and at which pace of the machine a prediction is."""
     recorded_load = after.concurrency is None and not after.arrivals_asked
     if after.at_once is not None and recorded_load:
-        waiting = (
-            f"{after.at_once} requests at most were there at once, and so many for much of the "
-            "time in which any waited. Their clients wait for answers, and so they do in the "
-            "replay. A faster server would get their next requests sooner, which it does not show"
-        )
-        return [Decisive(waiting), *_of_pace(after)]
+        return [clients_wait(after.at_once), *_of_pace(after)]
     return _of_pace(after)
 
 

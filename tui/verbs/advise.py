@@ -177,7 +177,7 @@ def print_advice(
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
         advisor = Advisor.fit(recordings, seed=asked.seed, gpus=systems, checks=checks)
-        for note in advisor.evidence.lost:
+        for note in advisor.notes(budget.rate_per_s):
             tell(note)
 
         def heard(done: int, total: int) -> None:
