@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from math import isfinite
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -381,6 +382,24 @@ def test_a_checksum_that_found_no_room_leaves_none_of_its_line(small_disk):
     ballast.unlink()
     checksums.add(small_disk, "steps-000001.parquet", "1" * 64)
     assert checksums.read_checksums(small_disk) == {"steps-000001.parquet": ("1" * 64,)}
+
+
+def test_a_part_is_synced_before_it_appears_and_its_folder_behind(tmp_path, monkeypatch):
+    """So that it survives a power failure whole, or is not there."""
+    done = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: done.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+    )
+    replaced = Path.replace
+
+    def replace(path, target):
+        done.append(f"{path} appears")
+        return replaced(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    path = write_part(tmp_path, "events", pl.DataFrame(schema=TABLES["events"]), 0, 0)
+    partial = path.with_suffix(".partial")
+    assert done == [str(partial), f"{partial} appears", str(tmp_path)]
 
 
 @pytest.mark.parametrize("closed", [True, False])
