@@ -167,9 +167,24 @@ def usual_times(steps: pl.DataFrame) -> Floats | None:
     median = float(np.median(took[timed]))
     calm = np.flatnonzero(timed & (took <= 10 * median))  # a stall is no step's own time
     calm = calm[:: max(len(calm) // _MOST_FITTED, 1)]
-    weights, *_ = np.linalg.lstsq(design[calm], took[calm], rcond=None)
-    usual = np.maximum(design @ weights, 0.1 * median)
+    usual = np.maximum(design @ _costs(design[calm], took[calm]), 0.1 * median)
     return np.where(timed, np.array([took, usual]), np.nan)
+
+
+def _costs(design: Floats, time: Floats) -> Floats:
+    """Return what each column of `design` [steps, columns] costs of the steps' `time` [steps].
+
+    None is below 0: where a machine was slow while little ran, the slope over requests is, and
+    would hide that.
+    """
+    costs, left = np.zeros(design.shape[1]), np.arange(design.shape[1])
+    while left.size:
+        found, *_ = np.linalg.lstsq(design[:, left], time, rcond=None)
+        if (found >= 0).all():
+            costs[left] = found
+            break
+        left = left[found > 0]
+    return costs
 
 
 def assumed_words(sds: Sequence[float], runs: int, *, unsteady: bool = True) -> str:

@@ -18,6 +18,7 @@ from traces.summary.comparison import (
     compare,
     judge,
     lies_off,
+    paces,
     parse_limit,
     ran_apart,
     ran_at_once,
@@ -229,6 +230,20 @@ def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
     assert within(of(calm)) < 0.01
     assert 0.2 < within(of(slow)) < 0.6
     assert within(None) == within(of(calm).head(20)) == 0
+
+
+def test_a_machine_that_is_slow_while_little_runs_was_not_always_as_fast():
+    """By a slope over requests that is below 0 every step would have taken its usual time."""
+    requests = np.repeat([2, 8], 200)
+    walls = np.where(requests == 2, 12e6, 6e6).astype(int)
+    steps = pl.DataFrame(
+        {
+            "interval_ns": walls, "wall_ns": walls, "decode_requests": requests,
+            "prefill_tokens": 0, "kv_blocks": requests, "profiled": False,
+        }
+    )  # fmt: skip
+    assert paces(steps) == pytest.approx([4 / 3] * 5 + [0.804] + [2 / 3] * 2, rel=0.01)
+    assert within(steps) > 0.3
 
 
 def test_stretches_are_of_the_time_and_not_of_the_steps():
