@@ -177,18 +177,20 @@ def _steps(
         ended = np.concatenate([[-1], end[first[leaps] + count[leaps] - 1][:-1]])
         idle = np.abs(before[first[leaps]] - ended) > 1  # before the leap
         interval[first[leaps[idle]]] = -1
-    work = Work(*log["work"][row].T)
-    work = work._replace(
-        decode_kv_tokens=work.decode_kv_tokens + place * column("growth"),
-        decode_window_tokens=work.decode_window_tokens + place * column("window_growth"),
-    )
+    work = Work(*log["work"].T)
+    alike = {name: np.rint(values)[row] for name, values in work._asdict().items()}
+    grown = {
+        "decode_kv_tokens": work.decode_kv_tokens[row] + place * column("growth"),
+        "decode_window_tokens": work.decode_window_tokens[row] + place * column("window_growth"),
+    }
     frame: dict[str, Any] = {
         "engine": pl.Series(names).gather(log["engine"][row]),
         "step": np.arange(len(row)),
         "end": end,
         "interval_ns": interval,
         "wall_ns": end - before,
-        **{name: np.rint(values) for name, values in work._asdict().items()},
+        **alike,
+        **{name: np.rint(values) for name, values in grown.items()},
         "running": column("running"),
         "waiting": column("waiting"),
         "kv_blocks": column("kv_blocks"),
@@ -196,7 +198,9 @@ def _steps(
         "profiled": False,
         "source": "replayed",
     }
-    steps: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
+    steps = pl.DataFrame(frame, strict=False)
+    if not (np.diff(order) == 1).all():
+        steps = steps[order]
     known_interval = pl.when(pl.col("interval_ns") >= 0).then("interval_ns")
     return steps.with_columns(
         pl.col("preempted").diff().over("engine").fill_null(pl.col("preempted")),
