@@ -484,10 +484,10 @@ def _decided(rows: pl.DataFrame) -> pl.Series:
 
 def of_one_workload(first: Run, second: Run) -> bool:
     """Whether both are known to pose the same problems: one workload, or one time of recording."""
-    if first.started_ns and first.started_ns == second.started_ns:
-        return True
     hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
-    return hashes[0] is not None and hashes[0] == hashes[1]
+    if hashes == [None, None]:
+        return bool(first.started_ns) and first.started_ns == second.started_ns
+    return hashes[0] == hashes[1]
 
 
 def by_problems(runs: Sequence[Run]) -> list[list[int]]:
