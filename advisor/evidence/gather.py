@@ -525,7 +525,7 @@ def _steps_of(
     steps = read.filter(pl.col("engine") == key, is_step)
     if server:
         steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
-        steps = with_decode_context(with_context_of_several(steps))
+        steps = with_decode_context(with_context_of_several(steps), engine.block_size)
     frame = (
         with_host_work(steps, recording, key, engine)
         .filter(~pl.col("profiled").fill_null(False))

@@ -16,7 +16,7 @@ import polars as pl
 
 from traces.statistics import Floats
 
-NEEDED = ("running", "cached_prompt_tokens", "finished", "source")  # beside COMPOSITION
+NEEDED = ("running", "kv_blocks", "cached_prompt_tokens", "finished", "source")  # and COMPOSITION
 
 
 def with_prompt_context(steps: pl.DataFrame, max_num_batched_tokens: int | None) -> pl.DataFrame:
@@ -49,20 +49,29 @@ def with_prompt_context(steps: pl.DataFrame, max_num_batched_tokens: int | None)
     )  # fmt: skip
 
 
-def with_decode_context(steps: pl.DataFrame) -> pl.DataFrame:
+def with_decode_context(steps: pl.DataFrame, block_size: int | None) -> pl.DataFrame:
     """Return an engine's steps, in order, with the context of decoding requests in each of them.
 
     The plugin loses it while preempted requests wait, and after clients cancelled requests. These
     are the steps of a busy server, so that without them the others would speak for a quiet one.
-    What a request reads on average lies between that of the known steps before and after.
+    What a request reads on average lies between that of the known steps before and after. Where no
+    step is known, as steps were missing before and the server was never idle, it is what the blocks
+    in use hold, each request's last one half full.
     """
     decodes = steps["decode_requests"].fill_null(0).to_numpy().astype(float)
     read = steps["decode_kv_tokens"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     known = np.isfinite(read) & (decodes > 0)
-    if not known.any():
+    if known.any():
+        each = np.interp(np.arange(len(read)), np.flatnonzero(known), read[known] / decodes[known])
+    elif block_size is not None:
+        blocks, running = (
+            steps[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+            for name in ("kv_blocks", "running")
+        )
+        each = np.maximum((blocks / np.maximum(running, 1.0) - 0.5) * block_size, 1.0)
+    else:
         return steps
-    each = np.interp(np.arange(len(read)), np.flatnonzero(known), read[known] / decodes[known])
-    inferred = pl.Series(np.rint(each * decodes)).cast(pl.Int64)
+    inferred = pl.Series(np.rint(each * decodes)).fill_nan(None).cast(pl.Int64)
     return steps.with_columns(decode_kv_tokens=pl.col("decode_kv_tokens").fill_null(inferred))
 
 

@@ -137,10 +137,18 @@ def test_measured_chunks_get_the_context_before_them():
 
 def test_decoding_requests_read_what_those_of_the_known_steps_around_them_do():
     rows = {"decode_requests": [2, 4, 0, 4, 1], "decode_kv_tokens": [200, None, 0, None, 300]}
-    seen = with_decode_context(pl.DataFrame(rows, schema=dict.fromkeys(rows, pl.Int64)))
+    seen = with_decode_context(pl.DataFrame(rows, schema=dict.fromkeys(rows, pl.Int64)), None)
     assert seen["decode_kv_tokens"].to_list() == [200, 4 * 150, 0, 4 * 250, 300]
-    unknown = pl.DataFrame({"decode_requests": [2], "decode_kv_tokens": [None]}, schema=seen.schema)
-    assert with_decode_context(unknown).equals(unknown)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(None, [None] * 3), (16, [2 * 56, 40, None])])
+def test_where_no_context_is_known_it_is_what_the_blocks_hold(size, wanted):
+    rows = {
+        "decode_requests": [2, 1, 1], "decode_kv_tokens": [None] * 3,
+        "kv_blocks": [8, 3, None], "running": [2, 1, 1],
+    }  # fmt: skip
+    steps = pl.DataFrame(rows, schema=dict.fromkeys(rows, pl.Int64))
+    assert with_decode_context(steps, size)["decode_kv_tokens"].to_list() == wanted
 
 
 @pytest.mark.slow
