@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from traces.schema.formats import counted
 def signals_as_ctrl_c() -> Iterator[None]:
     """Have the signals by which a job or a terminal is ended interrupt as Ctrl-C does, once.
 
-    After one they stay so, as the verb ends: another one is no error of it.
+    After one they stay so, as the verb ends: another one is no error of it, and no other exit code.
     """
     interrupt, ending = Interrupting(), ending_signals()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's `&` has it
@@ -27,6 +28,9 @@ def signals_as_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
+        if interrupt.heard:  # Python's own end sets them back, so that another one would kill it
+            for number in before:
+                atexit.register(signal.signal, number, signal.SIG_IGN)
         for number, handler in before.items():
             if not interrupt.heard and signal.getsignal(number) is interrupt:
                 signal.signal(number, handler)

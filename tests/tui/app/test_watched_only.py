@@ -34,7 +34,7 @@ def test_policies_show_what_was_sent(run, folder, name):
     assert "the traffic of others, whose policy and right answers are not known" in text
     assert out.count("samples as sent") == {"metrics": 0, "two": 2}.get(name, 1)
     if name != "metrics":
-        assert "1 19 - 100 [100, 100]" in text
+        assert "1 19 - 100" in text
     assert max(map(len, out.splitlines())) <= 80
     _, out, _ = run("show", folder / name, "--policies", "--json")
     for each in json.loads(out)["runs"]:
