@@ -35,7 +35,7 @@ def with_hits(recording: Recording, samples: pl.DataFrame) -> pl.DataFrame:
         return samples
     found = samples["cached_tokens"].to_numpy().astype(np.float64)
     places = pl.int_range(samples.height).alias("place")
-    for key in untold:
+    for key in untold.drop_nulls():
         timed = (
             samples.with_columns(places)
             .filter(pl.col("engine") == key)

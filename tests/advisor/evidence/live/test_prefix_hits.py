@@ -75,12 +75,14 @@ def test_flops_are_known_of_requests_whose_spans_do_not_tell_the_cache(tmp_path)
     assert untold is not None and untold.value == pytest.approx(told.value, rel=1e-3)
 
 
-def test_samples_of_an_engine_that_the_recording_does_not_have_are_left(tmp_path):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("named", ["other", None])
+def test_samples_of_an_engine_that_the_recording_does_not_have_are_left(tmp_path, named):
     seen = watched(truth_of(tmp_path, GREEDY, warm=True), tmp_path / "seen", hits=False)
     tables = {name: seen.frame(name) for name in TABLES}
-    renamed = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("other")).otherwise("engine")
+    renamed = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit(named)).otherwise("engine")
     tables["samples"] = tables["samples"].with_columns(renamed.alias("engine"))
     other = Held(seen.path, seen.manifest, tables=tables)
     rows = with_hits(other, other.samples)
-    assert rows.filter(pl.col("engine") == "other")["cached_tokens"].to_list() == [None]
+    assert rows.filter(pl.col("engine").eq_missing(named))["cached_tokens"].to_list() == [None]
     assert rows["cached_tokens"].null_count() == 1
