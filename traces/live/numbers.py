@@ -1076,8 +1076,8 @@ def cancelled_in(window: Window) -> Bounds | None:
     """Return how many requests of vLLM's page clients cancelled; None where unknown.
 
     It counts no request that its client left. But such a one got a first token, does not run any
-    more, and never ended. Of those that ran at the first and at the last poll some may have had no
-    first token yet. Requests that were left before it are on no page.
+    more, and never ended. Some that ran at the first or the last poll may have had no first
+    token yet. Requests that were left before it are on no page.
     """
     began, ended = window.total(f"{TTFT}_count"), window.total(FINISHED)
     running = window.gauge(RUNNING)
@@ -1101,7 +1101,7 @@ def cancelled_told(window: Window) -> str | None:
 
 
 def cancelled_words(found: Bounds) -> str:
-    """Return `5`, or `5 to 13` where it is not known which of those that ran began before."""
+    """Return `5`, or `5 to 13` where the polls leave the number open."""
     low, high = f"{found.low:,.0f}", ABSENT if found.high is None else f"{found.high:,.0f}"
     return low if low == high else f"{low} to {high}"
 

@@ -114,7 +114,7 @@ class ServerEngine(Engine):
         self._untold_until = 0.0  # on the monotonic clock, in seconds
         self._emptying: set[asyncio.Future[None]] = set()
         self._unreachable = 0
-        self._impossible = 0  # samples of which a number of tokens was told that cannot be
+        self._impossible = 0  # samples with an impossible number of tokens
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})

@@ -76,7 +76,7 @@ class Stream:
     usage: dict[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
     finished: int | None = None  # when that came
-    impossible: bool = False  # a number of tokens that was told
+    impossible: bool = False  # whether the server reported such a number of tokens
     done: bool = False  # the server said that this is all
     ended_by: str | None = None  # the stop string
     prompt_token_ids: tuple[int, ...] | None = None

@@ -353,7 +353,7 @@ def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_di
 
 
 def test_who_takes_the_room_that_is_free_does_not_take_that_of_the_end(small_disk, monkeypatch):
-    """What is told of engines meanwhile is written at the end, into the room that is there."""
+    """The end has the engines that came meanwhile, in the room that is there."""
     writer = RecordingWriter(small_disk / "r", Manifest(clock_start=read_clocks()), period_s=60)
 
     def taken(*_):
