@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from host_term import Row, by_kind, family, fitted, rows_of, seconds_of, shares_of, with_host
-from replayed_points import chosen, options, priced_engine, replayed, times_of
+from replayed_points import chosen, options, replayed, times_of
 from serving_points import OPEN, Point
 
 from advisor.step_time.cost import StepCost, scaled_cost
-from advisor.step_time.host.law import ASYNCHRONOUS
+from advisor.step_time.host.law import kept
 from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior.recalibration import ROUNDS, UNLIKE, MeasuredLoads, StepLoad
 from traces.schema.engine import EngineConfig
@@ -108,15 +108,13 @@ def known(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Known]]:
             continue
         if (name := family(point)) not in laws:
             laws[name] = fitted([each for each in every if family(each.point) != name])
-        if row.has_prompts:  # as all points taught it
-            _, cost = priced_engine(point.system, facts, point.engine)
-        else:
-            hidden = row.generation == ASYNCHRONOUS
-            cost = with_host(row.cost, row.engine, seconds_of(laws[name], row), hidden)
+        hidden = kept()["hidden"]  # as all points taught it
+        seconds = seconds_of(laws[name], row)
+        cost = with_host(row.cost, row.engine, seconds, row.share(hidden))
         sizes = row.engine.tensor_parallel_size, row.engine.data_parallel_size
         versions = point.engine.vllm_version, row.engine.expert_parallel
         engine = (by_kind(row), point.model, point.precision, point.system, *sizes, *versions)
-        share = float(shares_of([row], laws[name])[0])
+        share = float(shares_of([row], laws[name], hidden)[0])
         sigma = spread_of(point.system, facts, row.engine).sigma(share)
         priced = Priced(point=point, engine=row.engine, cost=cost, sigma=sigma)
         found[engine].append(Known.of(priced))

@@ -20,10 +20,9 @@ from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
 from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import StepCost
-from advisor.step_time.host.prompts import PromptPart
 from advisor.step_time.prior.defaults import BLOCK, LIMITS, as_on, with_blocks
 from advisor.step_time.prior.offers import device_of, memory_on
-from advisor.step_time.prior.recalibration import PriorTimes, cost_of
+from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import PriorTables
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -45,14 +44,11 @@ def priced_engine(
     engine: EngineConfig,
     *,
     truncated: bool = False,
-    prompts: PromptPart | None = None,
 ) -> tuple[EngineConfig, StepCost]:
     """Return an engine as vLLM starts it on a GPU, and what its steps cost.
 
-    Tokens may be drawn from `truncated` vocabularies. `prompts` stands for what was learned of
-    steps with prompts.
-
-    Raises UsageError and TablesError for what cannot be priced, with the reason.
+    Tokens may be drawn from `truncated` vocabularies. Raises UsageError and TablesError for what
+    cannot be priced, with the reason.
     """
     tables = tables_of(system)
     given = ["async_scheduling", "enable_prefix_caching"]
@@ -64,8 +60,6 @@ def priced_engine(
         there = with_blocks(memory, there, facts)
     ranks = there.data_parallel_size
     times = PriorTimes(tables=tables, facts=facts, found=None, ranks=ranks, truncated=truncated)
-    if prompts is not None:
-        return there, cost_of(replace(times.prior(there), prompts=prompts), there)
     return there, times.times(there, 0).cost
 
 
@@ -98,6 +92,9 @@ def workload_of(point: Point) -> ReplayWorkload:
     if point.load == CLOSED:
         count *= ROUNDS
         shape = draw.uniform(*point.drawn, (2, count))
+    elif point.skewed:
+        shape = draw.exponential(1.0, (2, count))
+        shape /= shape.mean(axis=1, keepdims=True)
     else:
         shape = np.ones((2, count))
     prompts, outputs = (

@@ -1,9 +1,9 @@
 """Serving points that others measured, in one form: what ran, under which load, and how fast.
 
-Three sources. `silicon`: the vLLM rows of silicon_sample.csv in the package aiconfigurator-core.
-`argonne` and `iog`: two labs' runs, read from a folder that holds theirs (argonne/, iog/). Facts of
-models are read from config.json files (`--configs`, else those of the package). What no config is
-there for is built from the sizes below.
+Four sources. `silicon`: the vLLM rows of silicon_sample.csv in the package aiconfigurator-core.
+`argonne`, `iog` and `gpustack`: labs' runs, read from a folder that holds theirs (argonne/, iog/,
+gpustack/). Facts of models are read from config.json files (`--configs`, else those of the
+package). What no config is there for is built from the sizes below.
 """
 
 import csv
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +33,9 @@ class Point:
     the seconds it took, to the same server. A closed loop begins with all its requests at once and
     has `ROUNDS` times as many in all. `tpot_s` and `ttft_s` are means of all, `latency_s` is from
     the first arrival to the last token. Lengths of a closed loop are drawn between `drawn` times
-    the named ones. Its tokens may be drawn from `truncated` vocabularies. `facts` is None where the
-    model has none, and `unknown` says why a point is not priced.
+    the named ones. Those of requests that come all at once are `skewed` about their mean, or equal.
+    Tokens may be drawn from `truncated` vocabularies. `facts` is None where the model has none, and
+    `unknown` says why a point is not priced.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Point:
     ttft_s: float | None = None
     latency_s: float | None = None
     drawn: tuple[float, float] = (1.0, 1.0)
+    skewed: bool = False
     truncated: bool = False
 
     @property
@@ -77,6 +80,7 @@ _CONFIGS: Final = {
     ("Qwen/Qwen3-32B", "fp8"): "Qwen--Qwen3-32B-FP8",
     ("MiniMaxAI/MiniMax-M2.5", "fp4"): "nvidia--MiniMax-M2.5-NVFP4",
     ("moonshotai/Kimi-K2.5", "fp4"): "nvidia--Kimi-K2.5-NVFP4",
+    ("deepseek-ai/DeepSeek-R1-0528", "fp8"): "deepseek-ai--DeepSeek-R1",
 }
 # Checkpoints without a config of their own: quantised by ModelOpt, as NVIDIA publishes them.
 _MODELOPT: Final = {
@@ -121,6 +125,7 @@ _DENSE: Final = {
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("Llama", 32, 4096, 32, 8, 14336, 128256, False),
     "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": ("Llama", 80, 8192, 64, 8, 28672, 128256, False),
     "meta-llama/Meta-Llama-3-8B-Instruct": ("Llama", 32, 4096, 32, 8, 14336, 128256, False),
+    "Qwen/Qwen3-14B": ("Qwen3", 40, 5120, 40, 8, 17408, 151936, False),
 }  # fmt: skip
 
 # Their Mistral has a window of 4,096 tokens, which no row reaches, and is Llama's layers otherwise.
@@ -357,9 +362,58 @@ def iog(folder: Path) -> list[Point]:
     return found
 
 
+_GPUS: Final = (("A100", "a100_sxm"), ("H100", "h100_sxm"), ("H200", "h200_sxm"))
+_SHARED: Final = (200, 230)  # tokens of ShareGPT's prompts on average, as this lab's runs have them
+
+
+def gpustack(folder: Path, configs: Path | None = None) -> list[Point]:
+    """Return GPUStack's runs of `vllm bench serve`: all requests at once.
+
+    They are of ShareGPT, whose lengths are skewed, or of equal lengths.
+    """
+    found = []
+    package = configs or tables_folder().parent / "model_configs"
+    with (folder / "gpustack" / "serving.csv").open(newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines), 2):
+            model, words, count = row["model"], row["command"].split(), int(row["requests"])
+            told = dict(pairwise(words))
+            precision = "fp8" if model.startswith("deepseek-ai") else "bf16"
+            facts = _silicon_facts(model, precision, package) or _dense(model)
+            version, batched = row["vllm_version"], told.get("--max-num-batched-tokens")
+            prompt = round(float(row["input_tokens"]) / count)
+            found.append(
+                Point(
+                    name=f"gpustack line {number}",
+                    lab="gpustack",
+                    model=model.rpartition("/")[2],
+                    facts=facts,
+                    unknown=None if facts else f"no sizes of {model}",
+                    system=next(name for gpu, name in _GPUS if gpu in row["hardware"]),
+                    engine=EngineConfig(
+                        model=model,
+                        tensor_parallel_size=int(told.get("-tp", 1)),
+                        mode="server",
+                        vllm_version=version,
+                        async_scheduling="--async-scheduling" in words or async_by_default(version),
+                        enable_prefix_caching=False,
+                        max_num_batched_tokens=int(batched) if batched else None,
+                    ),
+                    precision=precision,
+                    load=TOGETHER,
+                    prompt_tokens=prompt,
+                    output_tokens=max(round(float(row["output_tokens"]) / count), 1),
+                    in_flight=count,
+                    latency_s=float(row["duration_s"]),
+                    skewed=_SHARED[0] < prompt < _SHARED[1],
+                )
+            )
+    return found
+
+
 def read_points(runs: Path | None, configs: Path | None = None) -> Iterator[Point]:
     """Return all points: silicon's, and the labs' that lie in `runs`."""
     yield from silicon(configs)
     if runs is not None:
         yield from argonne(runs)
         yield from iog(runs)
+        yield from gpustack(runs, configs)

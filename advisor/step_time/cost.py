@@ -31,7 +31,6 @@ from advisor.step_time.table_cost import (
     has_skew,
     layer_seconds,
     mixed_attention,
-    prompt_layer_seconds,
 )
 from traces.schema.window import in_window, window_context
 from traces.statistics import Floats, Ints
@@ -64,20 +63,14 @@ def linear_cost(seconds: Floats, reads: Reads = ALL) -> StepCost:
     return table_cost(StepTables(), seconds)._replace(reads=reads)
 
 
-def table_cost(
-    tables: StepTables, seconds: Floats | None = None, *, hidden: Floats | None = None
-) -> StepCost:
-    """Return the cost that tables give, with a linear law beside them if there is one.
-
-    `hidden` is a law of what happens while their kernels run.
-    """
+def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
+    """Return the cost that tables give, with a linear law beside them if there is one."""
     law = np.zeros(len(FEATURES)) if seconds is None else seconds
-    other = np.zeros(0) if hidden is None else hidden
-    if np.shape(law) != (len(FEATURES),) or len(other) not in (0, len(FEATURES)):
+    if np.shape(law) != (len(FEATURES),):
         raise ValueError(f"a linear law has {len(FEATURES)} coefficients")
     values, starts = tables.packed()
     linear = np.ascontiguousarray(law, dtype=np.float64)
-    return StepCost(linear, values, starts, ALL, np.ascontiguousarray(other, dtype=np.float64))
+    return StepCost(linear, values, starts, ALL, np.zeros(0))
 
 
 def scaled_cost(cost: StepCost, factor: float) -> StepCost:
@@ -90,9 +83,10 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
     return cost._replace(linear=cost.linear * factor, values=values, hidden=cost.hidden * factor)
 
 
-def with_hidden(cost: StepCost, factor: float) -> StepCost:
-    """Return the cost of steps whose hidden law takes `factor` times as long."""
-    return cost._replace(hidden=cost.hidden * factor)
+def with_hidden(cost: StepCost, seconds: Floats, share: float) -> StepCost:
+    """Return a cost with a law [FEATURES] beside it, of which kernels hide a share."""
+    hidden = share * seconds if share else np.zeros(0)
+    return cost._replace(linear=cost.linear + (1 - share) * seconds, hidden=hidden)
 
 
 def needs_longest(cost: StepCost) -> bool:
@@ -165,7 +159,6 @@ def steps_seconds(
         for place, value in enumerate(features[:PROBLEM_STARTS]):
             beside += cost.hidden[place] * value
     if work.prefill_requests:
-        layers += prompt_layer_seconds(values, starts, tokens)
         attention = mixed_attention(
             values, starts, work.prefill_requests, work.prefill_tokens, work.prefill_query_context,
             chunks, decodes, context, longest - per_request,

@@ -118,11 +118,11 @@ class StepTimes:
     recordings left out from which these spreads are measured, 0 where they are assumed, which holds
     what a `coarse` law adds. `ends` are the costs that fast and slow steps are made of, where they
     are others than `cost`. `others` are costs that the recorded steps cannot tell from it. `ttft`
-    is between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
-    peaks lie outside of the recorded steps, as (value, largest recorded), `smaller` whether so many
-    requests a step do, and `fewest` how many there were. `notes` are what else
-    there is to say of them. `at_load` gives those of a load, which it sees from what a run of it
-    does with a cost, where loads were measured.
+    are the least, the usual and the largest ratio of others' TTFT to the predicted. `beyond` says
+    which peaks lie outside of the recorded steps, as (value, largest recorded), `smaller` whether
+    so many requests a step do, and `fewest` how many there were. `notes` are what else there is to
+    say of them. `at_load` gives those of a load, which it sees from what a run of it does with a
+    cost, where loads were measured.
     """
 
     cost: StepCost
@@ -137,7 +137,7 @@ class StepTimes:
     fewest: float = 0.0
     ends: tuple[StepCost, StepCost] | None = None
     others: tuple[StepCost, ...] = ()
-    ttft: tuple[float, float] = (1.0, 1.0)
+    ttft: tuple[float, float, float] = (1.0, 1.0, 1.0)
     at_load: Callable[[Callable[[StepCost], StepTotals]], StepTimes] | None = None
 
     def under(self, run: Callable[[StepCost], StepTotals]) -> StepTimes:

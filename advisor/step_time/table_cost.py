@@ -26,8 +26,7 @@ class StepTables(NamedTuple):
     `decode_batch` and `mixed_batch`, of context (that of one request, without the tokens of this
     step) `decode_kv` and `mixed_kv`. `launch` [1] is what an empty chunk would cost. `decode_skew`
     [batch] and `mixed_skew` [before, batch, longest context] say how far contexts that differ move
-    attention from its time at their mean to its time at the longest. `prompt_tokens` [t] is what a
-    step of t tokens takes beyond `tokens` if it has prompts.
+    attention from its time at their mean to its time at the longest.
     """
 
     tokens: Floats = _NONE
@@ -43,7 +42,6 @@ class StepTables(NamedTuple):
     mixed: Floats = np.zeros((0, 0, 0, 0))
     mixed_skew: Floats = np.zeros((0, 0, 0))
     launch: Floats = _NONE
-    prompt_tokens: Floats = _NONE
 
     def packed(self) -> tuple[Floats, Ints]:
         """Return all values one after another, and where each part begins and the last ends.
@@ -67,10 +65,10 @@ class StepTables(NamedTuple):
 
 
 PARTS: Final = StepTables._fields
-SECONDS: Final = ("tokens", "sequences", "decode", "mixed", "launch", "prompt_tokens")  # no knots
+SECONDS: Final = ("tokens", "sequences", "decode", "mixed", "launch")  # no knots
 (
     _TOKENS, _SEQUENCES, _DECODE_BATCH, _DECODE_KV, _DECODE, _DECODE_SKEW, _CHUNK, _BEFORE,
-    _MIXED_BATCH, _MIXED_KV, _MIXED, _MIXED_SKEW, _LAUNCH, _PROMPT_TOKENS,
+    _MIXED_BATCH, _MIXED_KV, _MIXED, _MIXED_SKEW, _LAUNCH,
 ) = range(len(PARTS))  # fmt: skip
 
 
@@ -90,14 +88,6 @@ def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) ->
     if starts[_SEQUENCES + 1] > starts[_SEQUENCES]:
         seconds += _by_count(values, starts[_SEQUENCES], starts[_SEQUENCES + 1] - 1, logits)
     return seconds
-
-
-@inner
-def prompt_layer_seconds(values: Floats, starts: Ints, tokens: float) -> float:
-    """Return what the layers of a step with prompts take beyond `layer_seconds`."""
-    if starts[_PROMPT_TOKENS + 1] == starts[_PROMPT_TOKENS]:
-        return 0.0
-    return _by_count(values, starts[_PROMPT_TOKENS], starts[_PROMPT_TOKENS + 1] - 1, tokens)
 
 
 @inner

@@ -1056,9 +1056,9 @@ class Replays:
     def _undetermined(self, found: dict[str, Estimate | None]) -> dict[str, Estimate | None]:
         """Return TTFT with an interval that holds it in lock-step and spread evenly.
 
-        And at both ends of what others measured of what was predicted, where only these tell.
+        Where only others measured it, as much longer as theirs usually was, and at both ends.
         """
-        other, (least, most) = self.evenly, self.times.ttft
+        other, (least, usual, most) = self.evenly, self.times.ttft
         wide = dict(found)
         for part, each in found.items():
             if each is None or (other is None and each.low is None):
@@ -1066,7 +1066,7 @@ class Replays:
             value = each.value if other is None else other[f"ttft_s.{part}"]
             again = [each.value, value] if np.isfinite(value) else [each.value]
             reach = Interval(low=least * min(again), high=most * max(again))
-            wide[part] = each.each_interval(reach.holding)
+            wide[part] = each.scaled(usual, each.unit).each_interval(reach.holding)
         return wide
 
     @property

@@ -17,6 +17,7 @@ import numpy as np
 from advisor.evidence.features import ZERO, Features
 from traces.notes import Telling
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import percent
 from traces.statistics import Floats
 
 # Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a
@@ -26,6 +27,7 @@ KEPT: Final = Path(__file__).with_name("host_term.json")
 OLD, SYNCHRONOUS, ASYNCHRONOUS = "v0", "synchronous", "asynchronous"
 FIRST_V1: Final = (0, 8)  # of vLLM, where engine V1 is the default
 FIRST_ASYNCHRONOUS: Final = (0, 14)  # where a step is scheduled while the one before runs
+BEFORE, SINCE = "before 0.14", "since 0.14"  # of engines that schedule asynchronously
 
 
 def schedules_ahead(version: tuple[int, int] | None) -> bool:
@@ -53,13 +55,13 @@ def ranks_of(engine: EngineConfig) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class HostPart:
-    """The host's part of an engine's steps: `seconds` [FEATURES], and whether kernels hide it.
+    """The host's part of an engine's steps: `seconds` [FEATURES], and the share that kernels hide.
 
-    Hidden, a step takes the longer of the two, else their sum.
+    A step takes what is not hidden, and the longer of its kernels and of the share that is.
     """
 
     seconds: Floats
-    hidden: bool
+    hidden: float
 
     def scaled(self, factor: float) -> HostPart:
         """Return the part, `factor` times as long."""
@@ -76,11 +78,17 @@ def kept() -> dict[str, Any]:
 def host_part(engine: EngineConfig) -> HostPart:
     """Return the host's part of an engine's steps, as learned from published runs."""
     generation = generation_of(engine)
-    hidden = generation == ASYNCHRONOUS
-    law = kept()["seconds"][SYNCHRONOUS if hidden else generation]
+    ahead = generation == ASYNCHRONOUS
+    law = kept()["seconds"][SYNCHRONOUS if ahead else generation]
+    hidden = float(kept()["hidden"][hiding_of(engine)]) if ahead else 0.0
     return HostPart(
         seconds=in_features(np.array([law[name] for name in TERMS]), engine), hidden=hidden
     )
+
+
+def hiding_of(engine: EngineConfig) -> str:
+    """Return which of the engines that schedule asynchronously this one hides the host as."""
+    return SINCE if schedules_ahead(engine.version) else BEFORE
 
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
@@ -102,7 +110,8 @@ def host_note(engine: EngineConfig) -> str:
     )
     if generation_of(engine) != ASYNCHRONOUS:
         return what
+    hidden = host_part(engine).hidden
     return Telling(
-        f"{what}. This engine schedules while kernels run, so a step takes the longer "
-        "of the two. CPU overhead here is unmeasured: the interval covers none to twice the usual"
+        f"{what}. This engine schedules while kernels run, which hid {percent(hidden)} of that in "
+        "other runs"
     )

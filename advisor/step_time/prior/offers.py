@@ -25,7 +25,6 @@ from advisor.step_time.prior.drafting import drafter_in
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
-    ends_of,
     predicted_steps,
     recalibrate,
 )
@@ -275,7 +274,7 @@ def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Ev
     Of the host's share in the usual step. Where the host hides behind kernels it holds what it may
     be there.
     """
-    ends = ends_of(cost)
+    ends = times.ends(engine, cost)
     if times.ran is not None:
         return times.sigma(engine, 0.0)
     steps = steps_to_come(engine, evidence)

@@ -16,7 +16,6 @@ import numpy as np
 
 from advisor.evidence.unrecorded import SHOWN
 from advisor.step_time.host.law import OLD, generation_of
-from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.communication import all_reduces
 from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
@@ -74,9 +73,8 @@ class Prior:
 
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
     `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
-    `host` the part of a step beyond its kernels (host/law.py). `prompts` is what steps with prompts
-    take beyond theirs (host/prompts.py). `apart` says that the engine (V0) has kernels of their own
-    for chunks and for decoding on any GPU.
+    `host` the part of a step beyond its kernels (host/law.py). `apart` says that the engine (V0)
+    has kernels of their own for chunks and for decoding on any GPU.
     """
 
     tables: PriorTables
@@ -86,7 +84,6 @@ class Prior:
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
-    prompts: PromptPart = AS_KERNELS
     apart: bool = False
 
     def scaled(self, scales: Mapping[str, float]) -> Prior:
@@ -125,8 +122,6 @@ class Prior:
         sequences = np.arange(max(max_num_seqs, self.domain.sequences) + 1, dtype=float)
         captured = max(capture_sizes, default=0)
         tokens = self._token_seconds(computed, captured)
-        launched = (self.prompts.factor - 1) * tokens + self.prompts.seconds
-        launched[: captured + 1] = 0.0  # in CUDA graphs
         decode_batch, decode_kv = self._knots(max_num_seqs)
         decode = self.decoding(decode_batch, decode_kv)
         chunk, before, alone = self._chunks(max_num_batched_tokens)
@@ -149,10 +144,9 @@ class Prior:
             before=before,
             mixed_batch=mixed_batch,
             mixed_kv=decode_kv,
-            mixed=mixed * self.prompts.factor,
+            mixed=mixed,
             mixed_skew=np.zeros((len(before), len(mixed_batch), len(decode_kv))),
-            launch=launch * self.prompts.factor,
-            prompt_tokens=launched if launched.any() else np.zeros(0),
+            launch=launch,
         )
 
     def token_seconds(self, tokens: Floats) -> Floats:
@@ -332,7 +326,6 @@ def _priced(
     split: Split,
     kv_fp8: bool,
     online: str | None,
-    prompts: PromptPart,
     apart: bool,
     sorts: bool,
 ) -> Prior:
@@ -342,7 +335,6 @@ def _priced(
         split=split,
         parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online, sorts=sorts),
         all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
-        prompts=prompts,
         apart=apart,
     )
 
@@ -363,10 +355,10 @@ def prior_of(
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
     fp8 = (kv or "").startswith("fp8")
     apart = generation_of(engine) == OLD
-    prompts, facts = prompt_part(facts, engine), with_router(facts, engine.version)
+    facts = with_router(facts, engine.version)
     version = engine.version
     sorts = truncated and version is not None and version < SORTED_UNTIL
-    return _priced(tables, facts, Split.of(engine), fp8, online, prompts, apart, sorts)
+    return _priced(tables, facts, Split.of(engine), fp8, online, apart, sorts)
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

@@ -35,7 +35,7 @@ from advisor.step_time.cost import (
     work_at,
 )
 from advisor.step_time.host.law import HostPart, host_note, host_part
-from advisor.step_time.host.spread import Spread, first_tokens_of
+from advisor.step_time.host.spread import Spread, first_tokens_of, was_seen
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, StepTotals, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
@@ -53,7 +53,6 @@ from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 MATTERS: Final = 0.02  # of a step
-MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
 # How far a recalibration is off at another tensor-parallel size (sd of a log): up to 18 % in the
 # runs of docs/validation.md.
 OTHER_SIZE: Final = float(np.log(1.18)) / Z95
@@ -75,6 +74,9 @@ AGAIN: Final = 0.02  # spread (sd) of the log of a mean time that is measured ag
 FADES: Final = (3.0, 6.0)  # doublings, of requests and of contexts, over which it falls to 1/e
 ROUNDS: Final = 2  # of looking at the load that corrected steps have
 FREEDOM: Final = 6.0  # of the law of all errors of an engine: how well their spread is known
+# Times the prior's variance, beyond which what is off is the engine, at all of its loads alike:
+# another kernel than the tables have, or a host that hides nothing. So much of it at most.
+WHOLE, MOST_WHOLE = 3.0, 0.6
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -156,19 +158,27 @@ class MeasuredLoads:
         correlation exp(-distance), each doubling of requests or contexts being 1 / FADES of it,
         and a mean that is measured again differs by AGAIN. Their common scale is not known better
         than a spread of FREEDOM degrees is: where the loads lie farther off than the prior's
-        `spread` [2] is wide, that of others is wider too, else narrower.
+        `spread` [2] is wide, that of others is wider too, else narrower. What is more surprising
+        than WHOLE does not fade.
         """
         places = np.log2(np.array([*self.loads, load])) / FADES
         alike = np.exp(-np.abs(places[:, None] - places[None]).sum(axis=2))
         sizes = np.vstack([self.spreads, spread])
-        errors = alike * (sizes @ sizes.T)
-        measured, to = errors[:-1, :-1], errors[:-1, -1]
         again = AGAIN**2 * np.eye(len(self.logs))
-        surprise = float(self.logs @ np.linalg.solve(measured + again, self.logs))
+        usual = WHOLE * len(self.logs)
+        surprise = max(self._surprise(alike * (sizes @ sizes.T), again), usual)
+        whole = min(1 - usual / surprise, MOST_WHOLE)
+        errors = (whole + (1 - whole) * alike) * (sizes @ sizes.T)
+        measured, to = errors[:-1, :-1], errors[:-1, -1]
+        surprise = self._surprise(errors, again)
         scale = (FREEDOM - 2 + surprise) / (FREEDOM - 2 + len(self.logs))
         weights = np.linalg.solve(scale * measured + again, scale * to)
         left = scale * (float(errors[-1, -1]) - float(weights @ to))
         return float(weights @ self.logs), float(np.sqrt(max(left, 0.0) + AGAIN**2))
+
+    def _surprise(self, errors: Floats, again: Floats) -> float:
+        """Return the squared errors of the measured loads over what is expected of them."""
+        return float(self.logs @ np.linalg.solve(errors[:-1, :-1] + again, self.logs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,22 +257,35 @@ class PriorTimes:
             sigma=(sigma, 2 * sigma),
             runs=runs,
             within=partial(prior.holds, longest=longest),
-            ends=None if self.ran is not None else ends_of(cost),
-            ttft=(1.0, 1.0) if self.ran is not None else (first.low, first.high),
+            ends=self.ends(engine, cost),
+            ttft=(1.0, 1.0, 1.0) if self.ran is not None else (first.low, first.usual, first.high),
         )
         if self.ran is not None and self.measured is None:
             return times
         spread = partial(self.sigma_of, engine)
         return replace(times, at_load=partial(_at_load, self.measured, times, spread))
 
+    def ends(self, engine: EngineConfig, cost: StepCost) -> tuple[StepCost, StepCost] | None:
+        """Return the costs of fast and of slow steps, None where they are alike but for `sigma`.
+
+        How much of the host's part an engine hides that schedules while kernels run was not seen of
+        every kind of model. It may be all of it, or nothing.
+        """
+        shared = self.shared(engine)
+        host = host_of(self.facts, shared).scaled(self.prior(engine).host)
+        if self.ran is not None or not host.hidden or was_seen(self.facts, shared):
+            return None
+        kernels = cost._replace(linear=cost.linear - (1 - host.hidden) * host.seconds)
+        return with_hidden(kernels, host.seconds, 1.0), with_hidden(kernels, host.seconds, 0.0)
+
     def sigma_of(self, engine: EngineConfig, run: StepTotals) -> float:
         """Return the spread of an engine's time about the prediction (`sigma`), at a run's load."""
         return self.sigma(engine, float(self.host(engine) @ run.totals) / max(run.busy_s, 1e-9))
 
     def host(self, engine: EngineConfig) -> Floats:
-        """Return the host's seconds [FEATURES] in an engine's steps, none where kernels hide it."""
+        """Return the host's seconds [FEATURES] in an engine's steps that no kernels hide."""
         part = host_of(self.facts, self.shared(engine))
-        return np.zeros(len(FEATURES)) if part.hidden else part.seconds
+        return (1 - part.hidden) * part.seconds
 
     def sigma(self, engine: EngineConfig, share: float) -> float:
         """Return the spread (sd) of the log of an engine's time about the prediction.
@@ -719,12 +742,7 @@ def _by_family(kernels: pl.DataFrame, profiled: pl.DataFrame) -> dict[str, float
 
 def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     step = dict.fromkeys(FAMILIES, found.step)
-    prompts = prior.prompts._replace(seconds=prior.prompts.seconds * found.step)
-    return replace(
-        prior.scaled(found.families).scaled(step),
-        host=prior.host * found.step,
-        prompts=prompts,
-    )
+    return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.step)
 
 
 def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:
@@ -746,25 +764,12 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
     )
     host = host_of(prior.facts, engine).scaled(prior.host)
     drafts = np.zeros(len(FEATURES)) if drafting is None else drafting.seconds
-    if host.hidden:
-        return table_cost(tables, drafts, hidden=host.seconds)
-    return table_cost(tables, host.seconds + drafts)
+    return with_hidden(table_cost(tables, drafts), host.seconds, host.hidden)
 
 
 def host_of(facts: ModelFacts, engine: EngineConfig) -> HostPart:
     """Return the host's part of a step: of all ranks that it has to itself in a mixture alone."""
     return host_part(engine if facts.num_experts else engine.one_replica())
-
-
-def ends_of(cost: StepCost) -> tuple[StepCost, StepCost] | None:
-    """Return the costs of fast and of slow steps, None where the host hides behind no kernel.
-
-    How long it takes in an engine that schedules while kernels run no run has told, as it showed in
-    none: from nothing to MOST_HIDDEN times what it takes in those that do not.
-    """
-    if not len(cost.hidden):
-        return None
-    return with_hidden(cost, 0.0), with_hidden(cost, MOST_HIDDEN)
 
 
 def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -49,9 +49,16 @@ class PricedEngine:
     replicas: Replicas = field(default_factory=Replicas)
 
     def run(self, point: MeasuredPoint, cost: StepCost) -> Replayed:
-        """Replay a point's load. Raises UsageError where the engine cannot have it."""
-        work, times = point.workload, self.times
-        limits = limits_of(self.engine, times.facts, work, times.models)
+        """Replay a point's load, all of whose requests ran at once.
+
+        So many at a time it may have had, whatever the limit that is asked about. Raises UsageError
+        where the engine cannot have it.
+        """
+        work, times, engine = point.workload, self.times, self.engine
+        at_once = -(-(point.concurrency or 0) // self.replicas.count)
+        if engine.max_num_seqs is not None and at_once > engine.max_num_seqs:
+            engine = replace(engine, max_num_seqs=at_once)
+        limits = limits_of(engine, times.facts, work, times.models)
         try:
             return replay(work, cost, limits, concurrency=point.concurrency, replicas=self.replicas)
         except ValueError as error:
@@ -85,7 +92,7 @@ class Corrected:
         )
         return [
             f"recalibrated by {each}. Other loads are corrected less, a third as much where a step "
-            f"has {2 ** FADES[0]:.0f} times the requests"
+            f"has {2 ** FADES[0]:.0f} times the requests, and more where the prior is far off"
         ]
 
 

@@ -35,7 +35,7 @@ GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "
 def recording(tmp_path, monkeypatch):
     folder = write_prior(tmp_path / "systems")
     monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
-    nothing = HostPart(seconds=np.zeros(len(FEATURES)), hidden=False)  # kernels are microseconds
+    nothing = HostPart(seconds=np.zeros(len(FEATURES)), hidden=0.0)  # kernels are microseconds
     monkeypatch.setattr(recalibration, "host_part", lambda engine: nothing)
     made = record(tmp_path / "runs" / "one", engine_of(), VOTE16, problems=12, concurrency=1)
     dataclasses.replace(made.manifest, models={"small": WIDE}).write(made.path)

@@ -84,7 +84,7 @@ def test_the_document_marks_what_is_prior(run, model):
 
 
 def test_a_first_token_comes_no_later_than_the_last(run, model, monkeypatch):
-    far = FirstTokens(low=0.7, high=9.0, points=12, alike=True)
+    far = FirstTokens(low=0.7, usual=1.0, high=9.0, points=12, alike=True)
     monkeypatch.setattr(recalibration, "first_tokens_of", lambda *_: far)
     asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
     found = json.loads(run.ok(*asked, "--set", "engine.max_num_seqs=1"))["predicted"]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from advisor.evidence.features import FEATURES
-from advisor.step_time.cost import table_cost
+from advisor.step_time.cost import table_cost, with_hidden
 from advisor.step_time.host.law import (
     ASYNCHRONOUS,
+    BEFORE,
     OLD,
+    SINCE,
     SYNCHRONOUS,
     TERMS,
     generation_of,
@@ -18,7 +20,6 @@ from advisor.step_time.host.law import (
     kept,
 )
 from advisor.step_time.host.spread import ENOUGH, first_tokens_of, spread_of
-from advisor.step_time.prior.recalibration import ends_of
 from advisor.step_time.table_cost import StepTables
 from benchmarks.host_fit import HostTerm, LeftOutSpread
 from tests.advisor.step_time.prior.prior_files import TINY
@@ -91,8 +92,18 @@ def test_points_that_are_wildly_off_do_not_move_it_and_nothing_is_negative():
 def test_the_generation_is_that_of_version_and_scheduling(version, scheduling, expected):
     engine = EngineConfig(model="m", vllm_version=version, async_scheduling=scheduling)
     assert generation_of(engine) == expected
-    assert host_part(engine).hidden == (expected == ASYNCHRONOUS)
-    assert ("the longer of the two" in host_note(engine)) == (expected == ASYNCHRONOUS)
+    assert (0 < host_part(engine).hidden < 1) == (expected == ASYNCHRONOUS)
+    assert ("schedules while kernels run" in host_note(engine)) == (expected == ASYNCHRONOUS)
+
+
+def test_what_is_hidden_goes_by_the_version_that_schedules_ahead():
+    each = [
+        EngineConfig(model="m", vllm_version=version, async_scheduling=True)
+        for version in ("0.11.0", "0.13.0", "0.14.0", "0.20.0", None)
+    ]
+    shares = [host_part(engine).hidden for engine in each]
+    assert shares[0] == shares[1] == kept()["hidden"][BEFORE]
+    assert shares[2:] == 3 * [kept()["hidden"][SINCE]]
 
 
 def test_more_ranks_and_requests_take_longer():
@@ -121,7 +132,7 @@ def growing(hidden, *, linear=0.0, context=0.0):
     law[FEATURES.index("kv_tokens")] = context
     beside = np.zeros(len(FEATURES))
     beside[FEATURES.index("step")] = hidden
-    return table_cost(tables, law, hidden=beside)
+    return with_hidden(table_cost(tables, law), beside, 1.0)
 
 
 def decoding(cost, steps, context, requests=4):
@@ -145,12 +156,15 @@ def test_a_leap_is_the_sum_of_its_steps_each_the_longer_of_host_and_kernels(hidd
     assert more == pytest.approx(2e-8 * read, rel=1e-6)
 
 
-def test_an_engine_whose_host_may_hide_is_between_kernels_alone_and_twice_the_host():
-    cost = growing(2e-3)
-    fast, slow = (decoding(each, 1, 100) for each in ends_of(cost))
-    assert fast == pytest.approx(decoding(growing(0.0), 1, 100))
-    assert (decoding(cost, 1, 100), slow) == (pytest.approx(2e-3), pytest.approx(4e-3))
-    assert ends_of(table_cost(StepTables())) is None
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_kernels_hide_a_share_of_the_host_and_no_more_than_they_take(share):
+    law = np.zeros(len(FEATURES))
+    kernels = growing(0.0)
+    took = decoding(kernels, 1, 100)
+    for host in (2e-4, 2e-3, 2e-2):
+        law[FEATURES.index("step")] = host
+        step = decoding(with_hidden(kernels, law, share), 1, 100)
+        assert step == pytest.approx((1 - share) * host + max(took, share * host))
 
 
 def test_nine_of_ten_left_out_points_lie_inside_and_clusters_weigh_alike():
@@ -196,7 +210,10 @@ def test_what_was_never_seen_is_wider():
 def test_ttft_is_as_far_off_as_models_of_the_kind_were_or_all_where_few_were():
     engine = EngineConfig(model="m", vllm_version="0.12.0")
     own = first_tokens_of(TINY, engine)
-    assert own.low < 1 < own.high and own.points == kept()["ttft"]["synchronous, 16-bit"]["points"]
+    assert (
+        own.low < 1 < own.usual < own.high
+        and own.points == kept()["ttft"]["synchronous, 16-bit"]["points"]
+    )
     eight = dataclasses.replace(TINY, quantization="fp8")
     later = dataclasses.replace(engine, vllm_version="0.20.0")
     few = first_tokens_of(eight, later)

@@ -40,7 +40,7 @@ PRICES = (("Test 1", 2.0), ("CPU", 0.1))
 def alone(patch, folder):
     """The small tables, and kernels alone: beside their microseconds the host would decide all."""
     patch.setattr(prior_tables, "tables_folder", lambda: folder)
-    nothing = HostPart(seconds=np.zeros(len(FEATURES)), hidden=False)
+    nothing = HostPart(seconds=np.zeros(len(FEATURES)), hidden=0.0)
     patch.setattr(recalibration, "host_part", lambda engine: nothing)
 
 
