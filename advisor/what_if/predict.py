@@ -613,7 +613,8 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
         first = after.runs[0]
         requests, step_s = int(first.peak["requests"]), first.busy_s / max(first.steps, 1)
         other = prior.other_versions(after.engine, requests, step_s)
-        notes += [] if other is None else [other]
+        sorts = prior.untold_sort(after.engine, after.question.policy, requests, step_s)
+        notes += [each for each in (other, sorts) if each is not None]
         if after.engine.dtype not in PRICED:
             notes.insert(
                 0,
@@ -942,13 +943,15 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Run) -> RecordedRun:
 def _sampled(question: Question, own: RecordedRun, *, on_tables: bool) -> Question:
     """Return the question as the samples were drawn: tables may price weights of other forms.
 
-    The prior prices caches of other forms too. Raises UsageError for a dtype that it does not have.
+    The prior prices caches of other forms too, and sampling within top_p. Raises UsageError for a
+    dtype that it does not have.
     """
     if not on_tables:
         return question
     was, asked = own.engine, question.engine
     engine = replace(asked, quantization=was.quantization)
     if question.gpu is not None:
+        question = replace(question, policy=replace(question.policy, top_p=own.policy.top_p))
         if asked.dtype not in (was.dtype, *PRICED):
             raise UsageError(
                 f"--gpu: engine.dtype={asked.dtype}: the tables are bfloat16's. Set "
@@ -971,6 +974,9 @@ def _requantised(question: Question, own: RecordedRun) -> list[str]:
         )
         if getattr(was, name) != getattr(asked, name)
     ]
+    top_p, asked_top_p = own.policy.top_p, question.policy.top_p
+    if top_p is not None and asked_top_p is not None:
+        forms.append(("top_p", f"{top_p:g}", f"{asked_top_p:g}"))
     changed = [(name, old, new) for name, old, new in forms if old and new and old != new]
     if not changed:
         return []

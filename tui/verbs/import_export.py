@@ -46,7 +46,11 @@ _OF_SAMPLES = (
     "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
     "prompt_tokens", "no_answer", "same_problems", "step_scores",
 )  # fmt: skip
-_OF_PASSES = ("model", "model_config")
+_PASSES = ("forward passes", "results of vllm bench forward")
+_ALSO_OF = {
+    "model": _PASSES, "model_config": _PASSES, "temperature": ("requests",), "top_p": ("requests",),
+}  # fmt: skip
+_KINDS = {"passes": _PASSES[0], "forwards": _PASSES[1]}
 _OF_CURVES = ("problems", "length_spread", "benchmark")
 _NOT_OF_CURVES = (
     "score", "verifier", "no_answer", "same_problems", "step_scores", "run", "block_tokens",
@@ -73,8 +77,10 @@ class Import:
     shapes: Path | None = option(
         None, "vllm bench forward: its --shapes file, written by advise --plan."
     )
-    temperature: float | None = option(None, "Samples: the temperature they were drawn at.")
-    top_p: float | None = option(None, "Samples: nucleus sampling they were drawn with.")
+    temperature: float | None = option(
+        None, "Samples, requests: the temperature they were drawn at."
+    )
+    top_p: float | None = option(None, "Samples, requests: nucleus sampling they were drawn with.")
     max_tokens: int | None = option(None, "Samples: limit of tokens of each.")
     prompt_tokens: str | None = option(
         None, "Samples: tokens of a prompt, or the field that has them.", metavar="N|NAME"
@@ -183,7 +189,11 @@ def import_files(asked: Import) -> Imported:
             imported = import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
         elif kind == "requests":
             wanted = RequestChoices(
-                run=asked.run, block_tokens=asked.block_tokens or BLOCK_TOKENS, limit_bytes=limit
+                run=asked.run,
+                block_tokens=asked.block_tokens or BLOCK_TOKENS,
+                limit_bytes=limit,
+                temperature=given.temperature,
+                top_p=given.top_p,
             )
 
             def on_rows(count: int) -> None:
@@ -239,10 +249,9 @@ def _check_alone(asked: Import) -> None:
 def _check_kind(asked: Import, kind: str, first: Path) -> None:
     """Raise UsageError for options that a kind of file has no use for."""
     for name in () if kind == "samples" else _OF_SAMPLES:
-        kinds = "samples"
-        if name in _OF_PASSES:
-            kinds = "samples, forward passes or results of vllm bench forward"
-        if name not in _OF_PASSES or kind not in ("passes", "forwards"):
+        *others, last = ("samples", *_ALSO_OF.get(name, ()))
+        if _KINDS.get(kind, kind) not in (*others, last):
+            kinds = f"{', '.join(others)} or {last}" if others else last
             _refuse(asked, (name,), f"is for {kinds}, and {first} holds none")
     if kind != "forwards":
         why = f"is for vllm bench forward, and {first} holds none of its cases"

@@ -40,15 +40,17 @@ from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, StepTotals, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
+from advisor.step_time.prior.operations.moving import SORT_S, SORTED_UNTIL
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.notes import Telling
+from traces.notes import Decisive, Telling
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD, STEP_INTERVAL
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, percent
+from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
@@ -338,6 +340,25 @@ class PriorTimes:
             f"the all-reduces of a step of {requests:,} requests take {own * 1e3:.2f} ms in the "
             f"tables of vLLM {prior.tables.versions['comm']}, and those of {listed}. "
             "--set engine.vllm_version=X takes the tables nearest to it"
+        )
+
+    def untold_sort(
+        self, engine: EngineConfig, policy: Policy, requests: int, step_s: float
+    ) -> str | None:
+        """Say what sorting the logits would take where top_p is not known, if it matters.
+
+        For steps of so many `requests` that take `step_s`.
+        """
+        version, top_p = engine.version, policy.top_p
+        if top_p is not None or policy.temperature == 0 or version is None:
+            return None
+        share = requests * self.facts.vocab_size * SORT_S / step_s
+        if version >= SORTED_UNTIL or share < MATTERS:
+            return None
+        return Decisive(
+            f"top_p is not known. Below 1 vLLM {engine.vllm_version} sorts all logits, which would "
+            f"make a step of {requests:,} requests {percent(share)} longer. --set "
+            "policy.top_p=0.95 prices it"
         )
 
     def notes(self, engine: EngineConfig) -> list[str]:

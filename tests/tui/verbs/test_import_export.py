@@ -102,6 +102,9 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
          "has no traceEvents), nor samples or requests in a format that ttscope knows"),
         (["import", FOREIGN / "README.md", "--model", "m", "-o", "r"], 1, "it has no traceEvents"),
         (["import", "trace.json.gz", "--model", "m", "-o", "r"], 2, "--model is for samples"),
+        (["import", "t.csv", "--max-tokens", "9", "-o", "r"], 2, "--max-tokens is for samples"),
+        (["import", "t.csv", "--top-p", "1.5", "-o", "r"], 2, "--top-p 1.5: wants a number"),
+        (["import", "trace.json.gz", "--top-p", ".9", "-o", "r"], 2, "for samples or requests"),
         (["export", "r", "-o", "t.jsonl", "--format", "csv"], 2, "one of perfetto, mooncake"),
         (["export", "r", "-o", "t.json", "--format", "mooncake"], 2, "name a .jsonl file"),
     ],
@@ -169,6 +172,14 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     assert (code, out) == (
         0, "wrote 2 problems, 2 samples to out.json. Open it in https://ui.perfetto.dev\n"
     )  # fmt: skip
+
+
+def test_how_requests_were_sampled_can_be_said(run, tmp_path):
+    azure(tmp_path / "t.csv", SENT)
+    run.clean("import", "t.csv", "-o", "r", "--top-p", "0.95", "--temperature", "0.6")
+    (policy,) = Recording.open(tmp_path / "r").manifest.policies.values()
+    assert (policy.temperature, policy.top_p) == (0.6, 0.95)
+    assert "temperature 0.6, top_p 0.95" in run.clean("show", "r")
 
 
 def test_requests_as_json(run, tmp_path):

@@ -104,6 +104,22 @@ def test_a_cache_and_a_dtype_that_were_not_recorded_are_priced(run, model):
     assert "engine.dtype=float8: the tables are bfloat16's. Set engine.dtype=bfloat16" in message
 
 
+def test_sampling_within_top_p_is_priced_with_the_samples_that_there_are(run, model):
+    """Lengths are the recorded ones: only sorting the logits is added."""
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json", "--explain")
+    old = ("--set", "engine.vllm_version=0.11.0")
+    plain, within = (
+        json.loads(run.ok(*asked, *old, *more)) for more in ((), ("--set", "policy.top_p=0.9"))
+    )
+    one, other = (each["predicted"]["tpot_s"]["mean"]["value"] for each in (plain, within))
+    assert other > one
+    tokens = [each["predicted"]["tokens_per_problem"]["value"] for each in (plain, within)]
+    assert tokens[0] == tokens[1]
+    said = "the samples were recorded with top_p 1 and the steps are those of 0.9"
+    assert any(said in note for note in within["notes"])
+    assert not any("top_p" in note for note in plain["notes"])
+
+
 def test_a_model_that_is_not_known_says_what_can_still_be_done(run, model):
     config = CONFIG | {"layer_types": ["warp_attention"] * 4}
     (model / "config.json").write_text(json.dumps(config))

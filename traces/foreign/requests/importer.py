@@ -61,9 +61,11 @@ def import_requests(
     chosen = format_of(path, FORMATS)
     if chosen is None:
         raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
-    reader = chosen(path, choices or RequestChoices())
+    choices = choices or RequestChoices()
+    reader = chosen(path, choices)
+    policy = Policy(method="majority", n=1, temperature=choices.temperature, top_p=choices.top_p)
     with written_into(folder) as tables:
-        written = _Requests(tables)
+        written = _Requests(tables, policy)
         for frame in _parts(reader):
             written.add(frame, reader.facts)
             if on_rows is not None:
@@ -118,6 +120,7 @@ class _Requests:
     """What the parts written so far hold."""
 
     tables: Written
+    policy: Policy
     requests: int = 0
     measured: int = 0
     failed: int = 0
@@ -137,8 +140,7 @@ class _Requests:
         """Write a part of each table. Raises OSError where the folder cannot be written."""
         if not self.keys:
             engine = EngineConfig(model=facts.model or UNKNOWN_MODEL, mode="server")
-            policy = Policy(method="majority", n=1, temperature=None, top_p=None)
-            self.keys = {"engine": engine, "policy": policy}
+            self.keys = {"engine": engine, "policy": self.policy}
         self._count(frame)
         same = {name: value.key() for name, value in self.keys.items()}
         rows = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8))

@@ -82,12 +82,15 @@ class RequestFacts:
 class RequestChoices:
     """What the user chose: which of a file's benchmarks, counted from 1, and its limit.
 
-    `block_tokens` is how many tokens of prompt a hash id of a Mooncake trace stands for.
+    `block_tokens` is how many tokens of prompt a hash id of a Mooncake trace stands for. The
+    `temperature` and `top_p` of the samples are None where the user does not say them.
     """
 
     run: int | None = None
     block_tokens: int = BLOCK_TOKENS
     limit_bytes: int = LIMIT_BYTES
+    temperature: float | None = None
+    top_p: float | None = None
 
 
 class RequestReader(Reader[RequestChoices]):

@@ -8,6 +8,7 @@ from advisor.step_time.cost import scaled_cost, table_cost
 from advisor.step_time.operators.tables import captured_sizes, interpolated
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.operations.attention import attending
+from advisor.step_time.prior.operations.moving import SORT_S
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import FAMILIES, prior_of
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of
@@ -29,8 +30,10 @@ from tests.advisor.step_time.prior.prior_files import (
 )
 from tests.advisor.step_time.step_costs import step, step_seconds
 from traces.errors import MissingDependencyError, TablesError, UsageError
+from traces.notes import Decisive
 from traces.schema.engine import EngineConfig
 from traces.schema.layers import Attention
+from traces.schema.tts.policy import Policy
 
 LIMITS = {"max_num_batched_tokens": 256, "max_num_seqs": 16}
 
@@ -131,6 +134,25 @@ def test_all_of_a_step_is_recalibrated_with_its_host(tables):
         work = (1, 600, 600.0, 600 * 601 / 2, 0.0, 0, 0.0, 0.0, 0.0, False)
         seconds.append(step_seconds(cost_of(prior, engine), *work))
     assert seconds[1] == pytest.approx(0.8 * seconds[0])
+
+
+def test_an_unknown_top_p_is_said_where_sorting_the_logits_would_matter(tables):
+    times = PriorTimes(tables=tables, facts=TINY, found=None)
+    old, new = (EngineConfig(model="tiny", vllm_version=each) for each in ("0.11.0", "0.20.0"))
+    unknown = Policy(method="majority", n=1, temperature=None, top_p=None)
+    step_s = 64 * TINY.vocab_size * SORT_S / 0.05
+    note = times.untold_sort(old, unknown, 64, step_s)
+    assert "a step of 64 requests 5 % longer" in note and isinstance(note, Decisive)
+    known, cold = (
+        dataclasses.replace(unknown, **told) for told in ({"top_p": 1.0}, {"temperature": 0})
+    )
+    others = [
+        (new, unknown, step_s),
+        (old, known, step_s),
+        (old, cold, step_s),
+        (old, unknown, 1e3),
+    ]
+    assert [times.untold_sort(each, policy, 64, s) for each, policy, s in others] == 4 * [None]
 
 
 def test_heads_between_measured_ones_lie_between_their_times(tables):
