@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import polars as pl
@@ -34,6 +34,8 @@ from traces.recording.tables import COLUMNS, DETAILS, KEYS, TABLES
 FAN_IN = 64
 MOST_ROWS = 100_000_000  # of a part
 MOST_ROWS_PER_BYTE = 8  # of a part of over a million rows: ours have less than one
+MOST_VALUES_PER_BYTE = 64  # of a list column of over ten million values: ours have few
+MOST_FOOTER = 4 << 20  # bytes; a row group takes about 4 KB
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
 _MAGIC = b"PAR1"
 
@@ -130,7 +132,7 @@ def check_part(path: Path) -> None:
         file.seek(max(size - 8, 0))
         tail = file.read(8)
     footer = int.from_bytes(tail[:4], "little") if len(tail) == 8 else 0
-    if head != _MAGIC or tail[4:] != _MAGIC or not 0 < footer <= size - 12:
+    if head != _MAGIC or tail[4:] != _MAGIC or not 0 < footer <= min(size - 12, MOST_FOOTER):
         raise damaged(path)
 
 
@@ -228,7 +230,7 @@ def read_part(
     with _reading(path, sums or {}):
         held = part_schema(path)
         wanted = [name for name in schema if name in held]
-        _check_rows(path)
+        _check_claims(path, table, wanted)
         frame = pl.read_parquet(path, columns=wanted, hive_partitioning=False, glob=False)
         missing = [
             pl.lit(None, dtype).alias(name)
@@ -247,23 +249,92 @@ def read_part(
 def checked_part(path: Path, table: str, sums: Checksums) -> Path:
     """Return the path of a part that can be scanned. Raises RecordingError as `read_part`."""
     with _reading(path, sums) as sure:
-        _check_rows(path)
+        held = part_schema(path)
+        names = [name for name in TABLES[table] if name in held]
+        _check_claims(path, table, names)
         if not sure:
-            held = part_schema(path)
-            names = [name for name in TABLES[table] if name in held]
             check_values(path, table, scan_part(path, table, names))
     return path
 
 
-def _check_rows(path: Path) -> None:
-    """Raise RecordingError for a small file that would fill the memory."""
-    rows = _count_rows(path)
-    most = max(MOST_ROWS_PER_BYTE * path.stat().st_size, 1_000_000)
-    if rows > min(most, MOST_ROWS):
-        raise RecordingError(
-            f"{path}: claims {rows:,} rows in {path.stat().st_size:,} bytes, which ttscope never "
-            "writes. Delete it to open the recording without its rows"
-        )
+def _check_claims(path: Path, table: str, names: Sequence[str]) -> None:
+    """Raise RecordingError for a small file whose columns would fill the memory."""
+    rows, size = _count_rows(path), path.stat().st_size
+    if rows > min(max(MOST_ROWS_PER_BYTE * size, 1_000_000), MOST_ROWS):
+        raise _claims(path, f"{rows:,} rows")
+    listed = [name for name in names if COLUMNS[table][name].listed]
+    for name, values in _count_values(path).items() if listed else ():
+        if name in listed:
+            most = max(MOST_VALUES_PER_BYTE * size, 10_000_000)
+            if values > min(rows * COLUMNS[table][name].longest, most):
+                raise _claims(path, f"{values:,} values of {name}")
+
+
+def _claims(path: Path, what: str) -> RecordingError:
+    return RecordingError(
+        f"{path}: claims {what} in {path.stat().st_size:,} bytes, which ttscope never writes. "
+        "Delete it to open the recording without its rows"
+    )
+
+
+def _count_values(path: Path) -> Counter[str]:
+    """Return how many values a part's columns hold, those in lists too, from its footer."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        footer = _Thrift(file.read(size)).value(_Thrift.STRUCT)
+    counts = Counter[str]()
+    for column in (column for group in footer[4] for column in group[1]):
+        counts[column[3][3][0].decode()] += column[3][5]
+    return counts
+
+
+class _Thrift:
+    """Reads Thrift's compact protocol; a struct is a dict by the numbers of its fields."""
+
+    STRUCT = 12
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def value(self, kind: int) -> Any:
+        if kind <= 2:
+            return kind == 1
+        if kind in (4, 5, 6):
+            number = self._number()
+            return (number >> 1) ^ -(number & 1)
+        if kind in (3, 7, 8):
+            size = {3: 1, 7: 8}.get(kind) or self._number()
+            self._at += size
+            return self._data[self._at - size : self._at]
+        if kind in (9, 10):
+            head = self._byte()
+            size = head >> 4 if head >> 4 < 15 else self._number()
+            if size > len(self._data) - self._at:
+                raise ValueError("a list is longer than the footer")
+            return [self.value(head & 15) for _ in range(size)]
+        if kind != self.STRUCT:
+            raise ValueError(f"a footer of Parquet has no type {kind}")
+        fields: dict[int, Any] = {}
+        name = 0
+        while head := self._byte():
+            name = name + (head >> 4) if head >> 4 else self.value(4)
+            fields[name] = self.value(head & 15)
+        return fields
+
+    def _byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def _number(self) -> int:
+        number = 0
+        for place in range(0, 70, 7):
+            byte = self._byte()
+            number |= (byte & 127) << place
+            if byte < 128:
+                return number
+        raise ValueError("a number has over 64 bits")
 
 
 @contextlib.contextmanager
@@ -283,12 +354,8 @@ def check_values(path: Path, table: str, rows: pl.DataFrame | pl.LazyFrame) -> N
     if {"kind", "detail"} <= rows.collect_schema().keys():
         _check_details(path, rows.lazy().select("kind", "detail"))
     if (found := _outside(table, rows)) is not None:
-        name, value = found
-        low, high = COLUMNS[table][name].low, COLUMNS[table][name].high
-        right = "is never missing" if value is None else f"lies between {low} and {high}"
         raise RecordingError(
-            f"{path}: says {value} as {name}, which {right}. Delete it to open the recording "
-            "without its rows"
+            f"{path}: says {found}. Delete it to open the recording without its rows"
         )
 
 
@@ -297,20 +364,23 @@ def sound_rows(table: str, rows: pl.DataFrame) -> pl.DataFrame:
     if _outside(table, rows) is None:
         return rows
     sound = [
-        each.is_between(COLUMNS[table][name].low, COLUMNS[table][name].high).fill_null(True)
-        for name, values in _ranged(table, rows).items()
-        for each in (
-            (values.list.min(), values.list.max())
-            if isinstance(COLUMNS[table][name].type, pl.List)
-            else (values,)
-        )
+        each.is_between(low, high).fill_null(True) for _, each, low, high in _ranged(table, rows)
     ]
     sound += [pl.col(name).is_not_null() for name in _nulls(table, rows)]
     return rows.filter(pl.all_horizontal(sound))
 
 
-def _ranged(table: str, rows: pl.DataFrame | pl.LazyFrame) -> dict[str, pl.Expr]:
-    return {n: pl.col(n) for n in rows.collect_schema() if isfinite(COLUMNS[table][n].low)}
+def _ranged(
+    table: str, rows: pl.DataFrame | pl.LazyFrame
+) -> Iterator[tuple[str, pl.Expr, float, float]]:
+    """Give what has a range, an expression of it, and its ends."""
+    for name in rows.collect_schema():
+        column, values = COLUMNS[table][name], pl.col(name)
+        if column.listed:
+            yield f"the length of {name}", values.list.len(), 0, column.longest
+        if isfinite(column.low):
+            for each in (values.list.min(), values.list.max()) if column.listed else (values,):
+                yield name, each, column.low, column.high
 
 
 def _nulls(table: str, rows: pl.DataFrame | pl.LazyFrame) -> dict[str, int]:
@@ -320,20 +390,22 @@ def _nulls(table: str, rows: pl.DataFrame | pl.LazyFrame) -> dict[str, int]:
     return counts.row(0, named=True) if names else {}
 
 
-def _outside(table: str, rows: pl.DataFrame | pl.LazyFrame) -> tuple[str, float | None] | None:
-    """Return a column and a value of it that lies outside its range; None where there is none."""
-    ends = [pl.lit(0).alias("")]
-    for name, values in _ranged(table, rows).items():
-        each = values.explode() if isinstance(COLUMNS[table][name].type, pl.List) else values
-        ends += [each.min().alias(f"{name} min"), each.max().alias(f"{name} max")]
-    found = rows.lazy().select(ends).collect().row(0, named=True)
+def _outside(table: str, rows: pl.DataFrame | pl.LazyFrame) -> str | None:
+    """Return what lies outside its range, in words; None where nothing does."""
+    ranged = list(_ranged(table, rows))
+    ends = [
+        end.alias(f"{place} {number}")
+        for place, (_, each, _, _) in enumerate(ranged)
+        for number, end in enumerate((each.min(), each.max()))
+    ]
+    found = rows.lazy().select(pl.lit(0), *ends).collect().row(0)[1:]
     for name, missing in _nulls(table, rows).items():
         if missing:
-            return name, None
-    for end, value in found.items():
-        column = COLUMNS[table].get(end.partition(" ")[0])
-        if column is not None and value is not None and not column.low <= value <= column.high:
-            return end.partition(" ")[0], value
+            return f"None as {name}, which is never missing"
+    for place, value in enumerate(found):
+        what, _, low, high = ranged[place // 2]
+        if value is not None and not low <= value <= high:
+            return f"{value} as {what}, which lies between {low} and {high}"
     return None
 
 

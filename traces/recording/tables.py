@@ -21,27 +21,35 @@ LATEST_NS = 4_102_444_800_000_000_000  # 2100: no time is later, none before 197
 LONGEST_NS = 10 * 366 * 86_400 * 10**9  # ten years: no duration is longer
 MOST = 1 << 40  # of what is counted one by one: requests, steps, their tokens
 MOST_TOKENS = 100_000_000  # of a request
+MOST_AHEAD = 1 << 10  # tokens that a draft is ahead
 
 
 @dataclass(frozen=True)
 class Column:
     """The type of a column, and between what its values lie, those of its lists too.
 
-    Both ends belong to the range, and null is in it but where the column is `present`.
+    Both ends belong to the range, and null is in it but where the column is `present`. A list has
+    at most `longest` values.
     """
 
     type: pl.DataType
     low: float = -inf
     high: float = inf
     present: bool = False
+    longest: int = MOST_TOKENS
+
+    @property
+    def listed(self) -> bool:
+        return isinstance(self.type, pl.List)
 
 
 NAME = Column(pl.Utf8(), present=True)
 TEXT, BOOL = Column(pl.Utf8()), Column(pl.Boolean())
 TIME, DURATION = Column(pl.Int64(), 0, LATEST_NS), Column(pl.Int64(), -LONGEST_NS, LONGEST_NS)
 WHEN = Column(pl.Int64(), 0, LATEST_NS, present=True)
-TOKENS, FEW = Column(pl.Int64(), 0, MOST_TOKENS), Column(pl.Int64(), 0, 1 << 10)
+TOKENS, FEW = Column(pl.Int64(), 0, MOST_TOKENS), Column(pl.Int64(), 0, MOST_AHEAD)
 COUNT, COUNTS = Column(pl.Int64(), 0, MOST), Column(pl.List(pl.Int64), 0, MOST)
+POSITIONS = Column(pl.List(pl.Int64), 0, MOST, longest=MOST_AHEAD)
 # What is kept as it was told, such as ids and counters of bytes: sums and differences fit 64 bits.
 INT, INTS = (Column(each, 1 - (1 << 62), (1 << 62) - 1) for each in (pl.Int64(), pl.List(pl.Int64)))
 # Of these each of the 64 bits may be set, and none is computed with.
@@ -140,8 +148,8 @@ DRAFTS: _Columns = {
     "phase": TEXT,  # thinking, answer; null where the end of thinking is not known
     "steps": COUNT,  # decode steps
     "tokens": COUNT,  # emitted in them
-    "drafted": COUNTS,  # per position; the first is the number of steps that drafted
-    "accepted": COUNTS,
+    "drafted": POSITIONS,  # the first is the number of steps that drafted
+    "accepted": POSITIONS,
 }
 
 STEPS: _Columns = {
@@ -166,8 +174,8 @@ STEPS: _Columns = {
     "max_context_tokens": COUNT,
     "kv_blocks": COUNT,
     "cached_prompt_tokens": COUNT,
-    "drafted": COUNTS,  # per position
-    "accepted": COUNTS,
+    "drafted": POSITIONS,
+    "accepted": POSITIONS,
     "draft_ns": DURATION,
     "finished": COUNT,
     "aborted": COUNT,

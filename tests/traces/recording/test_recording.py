@@ -587,6 +587,46 @@ def test_a_small_file_of_many_rows_is_refused(tmp_path):
             read("steps")
 
 
+@pytest.mark.parametrize("length", [1_024, 1_025, 5_000_000])
+def test_lists_of_steps_are_as_long_as_a_draft_can_be(tmp_path, length):
+    folder = make(tmp_path / "r")
+    (folder / checksums.NAME).unlink()
+    part = folder / "steps-000000.parquet"
+    zeros = pl.lit(0, pl.Int64).repeat_by(length)
+    pl.read_parquet(part).with_columns(accepted=zeros).write_parquet(part)
+    recording = Recording.open(folder)
+    if length == 1_024:
+        assert set(recording.frame("steps")["accepted"].list.len()) == {length}
+        assert recording.table("steps").collect().height == recording.rows("steps")
+        return
+    for read in (recording.frame, recording.table):
+        with pytest.raises(RecordingError, match="claims [0-9,]+ values of accepted in"):
+            read("steps")
+
+
+def test_one_long_list_among_short_ones_is_refused_and_not_written(tmp_path):
+    folder = make(tmp_path / "r")
+    (folder / checksums.NAME).unlink()
+    part = folder / "steps-000000.parquet"
+    steps = pl.read_parquet(part)
+    lists = [[0] * 1_025, *[[0]] * (steps.height - 1)]
+    steps = steps.with_columns(drafted=pl.Series(lists, dtype=pl.List(pl.Int64)))
+    steps.write_parquet(part)
+    assert parts.sound_rows("steps", steps).height == steps.height - 1
+    for read in (Recording.open(folder).frame, Recording.open(folder).table):
+        with pytest.raises(RecordingError, match="says 1025 as the length of drafted"):
+            read("steps")
+
+
+@pytest.mark.parametrize("changed", [b"\xff" * 64, b"\x19\xff" * 32, b"\x1c" * 4_000, b"\x15"])
+def test_a_footer_that_is_no_footer_is_damage(tmp_path, changed):
+    path = tmp_path / "steps-000000.parquet"
+    footer = changed + len(changed).to_bytes(4, "little") + b"PAR1"
+    path.write_bytes(b"PAR1" + bytes(8) + footer)
+    with pytest.raises((ValueError, IndexError, RecursionError)):
+        parts._count_values(path)
+
+
 def test_a_folder_that_could_not_be_written_can_be_taken_again(small_disk):
     ballast = fill(small_disk)
     with pytest.raises(RecordingError, match="cannot be written"):
