@@ -19,6 +19,7 @@ LONGER: Final = 1.5  # times as many, once they are
 ENOUGH: Final = 1000  # problems, up to which each of their draws counts alike
 SPAN: Final = 2.0  # times as long as the first problems take, without limits
 MOST: Final = 200_000  # samples of a stream, unless fewer are less than two passes
+HOPELESS: Final = 8.0  # times as many samples as that would not last as long as the first problems
 
 
 def capacity_per_s(
@@ -60,10 +61,16 @@ def capacity_per_s(
 
 
 def _between(begun: Floats, decided: Floats, first: float) -> float:
-    """Return how many a second are decided after `first`, or a half, and before the last begins."""
-    end = float(begun.max())
-    first = min(first, end / 2)
-    return float(np.sum((decided > first) & (decided <= end))) / (end - first)
+    """Return how many a second are decided after `first`, or a half, and before the last begins.
+
+    As many as begin, where steps are so short that all are decided later.
+    """
+    start, end = float(begun.min()), float(begun.max())
+    first = min(first, (start + end) / 2)
+    if first == end:
+        return math.inf
+    served = np.sum((decided > first) & (decided <= end)) or np.sum(begun > first)
+    return float(served) / (end - first)
 
 
 def _of_all(
@@ -76,8 +83,11 @@ def _of_all(
         replayed = serve(workload, concurrency=problems)
         begun = replayed.arrival_s
         decided, end = begun + replayed.latency_s, float(begun.max())
-        first = float(decided[begun <= 0].max())
-        if end >= (1 + SPAN) * first or 2 * len(workload.prompt_tokens) > MOST:
+        first, size = float(decided[begun <= 0].max()), len(workload.prompt_tokens)
+        if end >= (1 + SPAN) * first or 2 * size > MOST:
+            break
+        start = float(begun.min())
+        if (end - start) * MOST / size * HOPELESS < first - start:
             break
         passes *= 2
     return _between(begun, decided, first)

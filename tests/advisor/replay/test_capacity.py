@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -122,3 +124,22 @@ def test_without_a_limit_all_problems_are_in_flight():
     unlimited, limited = (served(problems, seqs=seqs) for seqs in (None, 20))
     assert np.isfinite(unlimited) and unlimited > limited
     assert served(problems * 4, seqs=None) > 2 * unlimited
+
+
+@pytest.mark.parametrize("step_s", [1e-12, 0.0])
+def test_steps_that_take_hardly_any_time_serve_many_and_are_not_replayed_for_long(step_s):
+    asked = []
+
+    def stream(passes: int) -> SimpleNamespace:
+        asked.append(passes * 50)
+        return SimpleNamespace(prompt_tokens=range(passes * 50))
+
+    def serve(workload: SimpleNamespace, concurrency: int) -> SimpleNamespace:
+        """Answers take 72 ms on their way, so that a request begins so long before it is run."""
+        places = np.arange(len(workload.prompt_tokens))
+        begun = np.maximum(places - concurrency, 0) * step_s - 0.072
+        return SimpleNamespace(arrival_s=begun, latency_s=np.full(len(places), 0.072))
+
+    found = capacity_per_s(stream, serve, problems=50, draws=1, engines=1, slots=None)
+    assert found == pytest.approx(1 / step_s if step_s else np.inf, rel=0.1)
+    assert sum(asked) < 1_000
