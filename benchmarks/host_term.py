@@ -76,7 +76,7 @@ USUAL: Final = np.array(
     [8e-4, 4e-4, 4e-5, 2e-3, 1e-8]
 )  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
-FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
+FEWEST: Final = 3  # models of a lab on a GPU that say what a kind of model is like
 WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited,
 FULL: Final = 0.9  # and share of the KV cache from which it waited for blocks
 SILICON: Final = ("aic", "inferencex")  # labs of one file
@@ -464,7 +464,7 @@ def intervals(
                 width = 100 * np.expm1(Z95 * law.sigma(name, shares[own]))
                 print(f"  {lab} {name:<40}{len(own):>6}{100 * held.mean():>6.0f} %"
                       f"{np.median(width):>7.1f} %")  # fmt: skip
-    kept_names = [name for name in whole.kernels_ if whole.clusters_[name] >= FEWEST]
+    kept_names = list(whole.kernels_)  # those of few models widen others (`spread_of`)
     for far in [name for name in kept_names if GPU in name]:  # a GPU more is no less unlike
         for spreads in (whole.kernels_, whole.host_):
             spreads[far] = max(spreads[far.replace(GPU, SEEN)], spreads[far])

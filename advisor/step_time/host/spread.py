@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
-from traces.notes import Telling
+from traces.notes import Decisive, Telling
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.statistics import Floats
 
@@ -32,12 +32,16 @@ def together(kernels: float, host: float, shares: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How far off the prior may be: sds of logs, from points like which, and their number."""
+    """How far off the prior may be: sds of logs, from points like which, and their number.
+
+    `few` is how many points of one model alone are of such an engine, which lay farther off.
+    """
 
     kernels: float
     host: float
     unseen: tuple[str, ...]
     points: int
+    few: int = 0
 
     def sigma(self, share: float) -> float:
         """Return the spread (sd of the log) of a time, given the host's share of it."""
@@ -45,6 +49,12 @@ class Spread:
 
     def note(self) -> str:
         """Say where the interval is from."""
+        if self.few:
+            return Decisive(
+                "the tables have kernels of a newer vLLM than is asked about. Quantised experts of "
+                f"engines as old took up to 3 times as long in {self.few} published runs, all of "
+                "one model, and the interval is as wide as they lay off"
+            )
         what = (
             "of another model on that GPU"
             if not self.unseen
@@ -122,7 +132,8 @@ def spread_of(
     in another generation, but no less than those of dense models in its own. Where no point had
     the kind, OTHER_KIND times those of dense models. GPUs and numbers of ranks that none of these
     had are unseen: another GPU is as far off as those that 16-bit models of any generation had. Of
-    several, the kernels' and the host's spread are the widest of each.
+    several, the kernels' and the host's spread are the widest of each. Quantised mixtures of which
+    few models were seen in their generation are as far off as these were, at the least.
     """
     data = kept() if table is None else table
     seen, spreads = data["seen"], data["spread"]
@@ -143,6 +154,9 @@ def spread_of(
             unseen += ["the GPU"] * new + ["the number of GPUs"] * more
         if new:  # GPUs of one generation may be of one chip: another one is no nearer elsewhere
             laws += [spreads[stratum(each, GPU)] for each in seen if each.endswith(f", {PLAIN}")]
+    few = spreads.get(stratum(wanted, SEEN)) if wanted not in seen and facts.quantization else None
+    if few is not None:
+        laws.append(few)
     factor = 1.0
     if kind != PLAIN and not alike:
         factor = OTHER_KIND
@@ -152,4 +166,5 @@ def spread_of(
         host=factor * max(float(law["host"]) for law in laws),
         unseen=tuple(unseen),
         points=int(max(laws, key=lambda law: float(law["kernels"]))["points"]),
+        few=0 if few is None else int(few["points"]),
     )

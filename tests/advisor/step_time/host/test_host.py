@@ -24,7 +24,9 @@ from advisor.step_time.table_cost import StepTables
 from benchmarks.host_fit import HostTerm, LeftOutSpread
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.step_time.step_costs import leap_seconds
+from traces.notes import Decisive
 from traces.schema.engine import EngineConfig
+from traces.statistics import Z95
 
 TRUE = {
     OLD: np.array([1.4e-3, 6e-4, 6e-5, 8e-4, 2e-8]),
@@ -205,6 +207,19 @@ def test_what_was_never_seen_is_wider():
     assert spread_of("h100_sxm", mixture, engine).sigma(0.0) > seen.sigma(0.0)
     many = dataclasses.replace(engine, tensor_parallel_size=64)
     assert "the number of GPUs" in spread_of("h100_sxm", TINY, many).unseen
+
+
+def test_quantised_experts_of_engines_older_than_the_tables_are_as_far_off_as_they_were():
+    """One model of FP8 experts on vLLM 0.12 took up to three times the tables' time."""
+    eight = dataclasses.replace(TINY, num_experts=8, experts_per_token=2, quantization="fp8")
+    plain = dataclasses.replace(eight, quantization=None)
+    old, new = (EngineConfig(model="m", vllm_version=each) for each in ("0.12.0", "0.20.0"))
+    wide = spread_of("h200_sxm", eight, old)
+    assert np.exp(Z95 * wide.sigma(0.1)) > 2 and wide.few
+    assert isinstance(wide.note(), Decisive) and "kernels of a newer vLLM" in wide.note()
+    for facts, engine in ((plain, old), (eight, new)):
+        other = spread_of("h200_sxm", facts, engine)
+        assert not other.few and other.sigma(0.1) < 0.5 * wide.sigma(0.1)
 
 
 def test_ttft_is_as_far_off_as_models_of_the_kind_were_or_all_where_few_were():
