@@ -127,9 +127,10 @@ def told(data: Mapping[str, Sequence[Evidence]]) -> None:
         law = model.laws_.get(law_key(run.engine))
         if law is None:
             continue
-        found = replay_recorded(run, law.seconds, repeats[0].models.get(run.engine.model))
+        facts = repeats[0].models.get(run.engine.model)
+        found = replay_recorded(run, law.seconds, facts, most=law.most)
         beyond = latency_spread([run for each in others for run in each.runs], tables, model)
-        sigma = law.sigma if law.within(found.peak) else law.sigma_outside
+        sigma = law.sigma if law.within([found]) else law.sigma_outside
         for statistic, of in STATISTICS.items():
             bound = Z95 * float(np.hypot(sigma, beyond[statistic]))
             half[statistic].append(float(np.sinh(bound)))

@@ -19,6 +19,7 @@ from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
 from advisor.search.closed_form import ClosedForm
 from advisor.search.metrics import EXACT
+from advisor.search.replayed import ReplayedCandidate
 from traces.schema.advice import (
     ESTIMATES,
     Experiment,
@@ -218,7 +219,14 @@ def _pick(answering: Answering, row: int) -> Pick:
         estimates={name: check.estimate(name, row) for name in names},
         probability_within_budget=float(check.chance[row]),
         prior=candidate.prior,
+        beyond=_beyond(check.metrics.replayed[row]),
     )
+
+
+def _beyond(replayed: ReplayedCandidate) -> float | None:
+    """Return the share of its time in steps that are larger than those of which its law is."""
+    smaller = replayed.law.smaller(replayed.requests_per_step)
+    return None if smaller or replayed.law.prior is not None else replayed.beyond
 
 
 def _as_run(answering: Answering, row: int) -> Pick:

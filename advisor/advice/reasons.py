@@ -396,7 +396,19 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
         assumed = assumed_words([law.sigma], law.runs, unsteady=not law.coarse)
         yield f"the run-to-run spread of times is {assumed}. No recording could be left out"
     if pick.extrapolated:
-        yield "extrapolated: the pick makes larger steps than any recorded"
+        yield f"extrapolated: {_beyond(pick)}"
+
+
+def _beyond(pick: ReplayedCandidate) -> str:
+    """Return what of a pick that is marked lies beyond the recorded steps."""
+    if pick.law.smaller(pick.requests_per_step):
+        return (
+            f"the pick's steps have {pick.requests_per_step:.2g} requests in the mean, "
+            f"{pick.law.fewest:,.0f} and more recorded"
+        )
+    if pick.beyond > 0:
+        return f"steps larger than any recorded take {percent(pick.beyond)} of its busy time"
+    return "the KV cache has blocks of several kinds and nearly fills"
 
 
 def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:

@@ -222,6 +222,7 @@ def _replayed(
         front_end_s=front_end_s[samples["problem"]],
         makespan_s=makespan,
         busy_s=float(world.engines["busy"].sum()),
+        beyond_s=float(world.engines["beyond"].sum()),
         steps=int(world.engines["all_steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
         totals=world.totals,

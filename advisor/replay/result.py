@@ -23,7 +23,8 @@ class Replayed:
     `ttft_s` from the problem's arrival, `front_end_s`, what a server's front end took of it before
     the engine had it, and when it was queued, first scheduled, gave its first
     token and ended, with NaN for what did not happen. `totals` [FEATURES] over all steps; `peak`
-    the most requests, tokens and context of a step. `log` [leaps] has records of LEAP, if kept, in
+    the most requests, tokens and context of a step; `beyond_s`, how much of `busy_s` is of steps
+    beyond what their law was learned from. `log` [leaps] has records of LEAP, if kept, in
     the machine's own time where there is a `pace`.
     """
 
@@ -33,6 +34,7 @@ class Replayed:
     front_end_s: Floats
     makespan_s: float
     busy_s: float
+    beyond_s: float
     steps: int
     preemptions: int
     totals: Floats
@@ -67,6 +69,7 @@ class Replayed:
             longer = np.where(self.latency_s > 0, latency / self.latency_s, pace.mean)
         busy_share = self.busy_share_s * longer
         busy = float(self.busy_share_s.sum())
+        slower = float(busy_share.sum()) / busy if busy > 0 else 1.0
         return replace(
             self,
             latency_s=latency,
@@ -74,7 +77,8 @@ class Replayed:
             ttft_s=to(self.first_token_s) - to(drawn),
             front_end_s=np.nan_to_num(to(self.queued_s) - to(sent)),
             makespan_s=float(to(np.array(self.makespan_s))),
-            busy_s=self.busy_s * float(busy_share.sum()) / busy if busy > 0 else self.busy_s,
+            busy_s=self.busy_s * slower,
+            beyond_s=self.beyond_s * slower,
             arrival_s=arrival,
             queued_s=to(self.queued_s),
             scheduled_s=to(self.scheduled_s),

@@ -22,7 +22,7 @@ from advisor.replay.workload import ReplayWorkload
 from advisor.search.policy_work import PolicyWork
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.law import StepLaw
+from advisor.step_time.law import StepLaw, beyond_share, largest
 from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, Floats, Ints
 
@@ -63,6 +63,7 @@ class ReplayedCandidate:
     capacity_per_s: float
     keeps_up: bool
     extrapolated: bool
+    beyond: float
     totals: Features[float]
     paid: float
     step_s: float
@@ -192,8 +193,7 @@ class CandidateReplays:
 
         first = at(1.0)
         limits = limits_of(candidate.engine, candidate.facts, workloads[0], self._models)
-        peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
-        within = law.within(peaks)
+        peaks, within = largest(first), law.within(first)
         if law.prior is not None:
             within = law.prior.holds(peaks, max(each.longest for each in workloads))
         totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
@@ -224,6 +224,7 @@ class CandidateReplays:
             capacity_per_s=served if rate_per_s is not None else count * replicas / busy,
             keeps_up=keeps_up,
             extrapolated=outside,
+            beyond=beyond_share(first),
             totals=totals,
             paid=_paid(first, replicas),
             step_s=busy / steps,
@@ -431,7 +432,7 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
     from advisor.step_time.cost import linear_cost, scaled_cost
 
     if law.prior is None:
-        return linear_cost(law.seconds * speed, law.reads)
+        return linear_cost(law.seconds * speed, law.reads, law.most)
     return scaled_cost(law.prior.cost(candidate.engine), speed)
 
 

@@ -40,6 +40,17 @@ SAMPLE_STARTS: Final = FEATURES.index("sample_starts")
 SAMPLE_ENDS: Final = FEATURES.index("sample_ends")
 
 
+class Most(NamedTuple):
+    """The most of a step that a law was learned from: what has more lies beyond."""
+
+    requests: float = np.inf
+    tokens: float = np.inf
+    kv_tokens: float = np.inf
+
+
+ANY: Final = Most()
+
+
 class StepCost(NamedTuple):
     """Seconds of a step. `linear` [FEATURES] times the composition of the step, and tables.
 
@@ -48,7 +59,7 @@ class StepCost(NamedTuple):
     `values` are all tables one after another, each beginning where `starts` says: few arrays, as
     every call of a compiled function copies the fields. `reads` says what the law counts. `hidden`
     [FEATURES] is a law of what the host does while the tables' kernels run, empty without it: then
-    both take as long as the longer one.
+    both take as long as the longer one. Steps beyond `most` are timed apart.
     """
 
     linear: Floats
@@ -56,11 +67,12 @@ class StepCost(NamedTuple):
     starts: Ints
     reads: Reads
     hidden: Floats
+    most: Most = ANY
 
 
-def linear_cost(seconds: Floats, reads: Reads = ALL) -> StepCost:
+def linear_cost(seconds: Floats, reads: Reads = ALL, most: Most = ANY) -> StepCost:
     """Return the cost of a linear law, `seconds` per unit of each of FEATURES."""
-    return table_cost(StepTables(), seconds)._replace(reads=reads)
+    return table_cost(StepTables(), seconds)._replace(reads=reads, most=most)
 
 
 def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:

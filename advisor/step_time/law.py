@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -10,13 +10,19 @@ import numpy as np
 
 from advisor.evidence.features import ALL, FEATURES, Reads
 from traces.schema.engine import EngineConfig
-from traces.statistics import Floats
+from traces.statistics import Z95, Floats
+from traces.summary.comparison import RUN_TO_RUN
 
 if TYPE_CHECKING:
-    from advisor.step_time.cost import StepCost
+    from advisor.step_time.cost import Most, StepCost
 
 
 FEWER: Final = 2.0  # times fewer requests than recorded, from which a step is outside of that
+SLACK: Final = 1.1  # times the most of the recorded steps, up to which a step is inside
+
+# The share of busy time in steps beyond the recorded ones from which a prediction is marked: if
+# these took twice as long as predicted, it would move by a tenth of what runs differ by.
+TELLING: Final = 0.1 * Z95 * RUN_TO_RUN
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,21 +80,27 @@ class StepLaw:
         """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""
         return np.asarray(composition @ self.seconds, dtype=float)
 
-    def within(self, peaks: Mapping[str, float], *, slack: float = 1.1) -> bool:
-        """Whether the largest values of the named features lie in the recorded domain."""
-        return not self.beyond(peaks, slack=slack)
+    @property
+    def most(self) -> Most:
+        """The most of a step that is as those recorded."""
+        from advisor.step_time.cost import Most  # numba takes a third of a second to load
+
+        high = dict(zip(FEATURES, (SLACK * self.high).tolist(), strict=True))
+        return Most(**{name: high[name] for name in Most._fields})
+
+    def within(self, runs: Sequence[StepTotals]) -> bool:
+        """Whether steps beyond the recorded ones take too little time to move what is predicted."""
+        return beyond_share(runs) <= TELLING
 
     def smaller(self, requests: float) -> bool:
         """Whether steps of so many requests in the mean are much smaller than those recorded."""
         return FEWER * requests < self.fewest
 
-    def beyond(
-        self, peaks: Mapping[str, float], *, slack: float = 1.1
-    ) -> dict[str, tuple[float, float]]:
+    def beyond(self, peaks: Mapping[str, float]) -> dict[str, tuple[float, float]]:
         """Return the named features whose largest values lie outside: (value, largest recorded)."""
         high = dict(zip(FEATURES, self.high.tolist(), strict=True))
         return {
-            name: (value, high[name]) for name, value in peaks.items() if value > slack * high[name]
+            name: (value, high[name]) for name, value in peaks.items() if value > SLACK * high[name]
         }
 
 
@@ -100,13 +112,32 @@ def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
 
 
 class StepTotals(Protocol):
-    """What a law asks of a replay: `totals` [FEATURES] of its steps, and the seconds they took."""
+    """What a law asks of a replay: `totals` [FEATURES] and `peak` of its steps, and their seconds.
+
+    `beyond_s` are those of steps beyond the law's `most`.
+    """
 
     @property
     def totals(self) -> Floats: ...
 
     @property
+    def peak(self) -> dict[str, float]: ...
+
+    @property
     def busy_s(self) -> float: ...
+
+    @property
+    def beyond_s(self) -> float: ...
+
+
+def beyond_share(runs: Sequence[StepTotals]) -> float:
+    """Return the share of the busy time of replays that steps beyond the recorded ones take."""
+    return sum(run.beyond_s for run in runs) / max(sum(run.busy_s for run in runs), 1e-300)
+
+
+def largest(runs: Sequence[StepTotals]) -> dict[str, float]:
+    """Return the most of a step in any of some replays, by feature."""
+    return {name: max(run.peak[name] for run in runs) for name in runs[0].peak}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +159,7 @@ class StepTimes:
     cost: StepCost
     sigma: tuple[float, float] | None
     runs: int | None
-    within: Callable[[Mapping[str, float]], bool]
+    within: Callable[[Sequence[StepTotals]], bool]
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
     coarse: bool = False

@@ -20,7 +20,7 @@ from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
 from advisor.replay.workload import ReplayWorkload
-from advisor.step_time.cost import linear_cost
+from advisor.step_time.cost import ANY, Most, linear_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.pace import Pace, pace_of_run
 from traces.schema.engine import ModelFacts
@@ -58,7 +58,11 @@ def latency_spread(
 
 
 def replay_recorded(
-    run: RecordedRun, seconds: Floats, facts: ModelFacts | None, pace: Pace | None = None
+    run: RecordedRun,
+    seconds: Floats,
+    facts: ModelFacts | None,
+    pace: Pace | None = None,
+    most: Most = ANY,
 ) -> Replayed:
     """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it.
 
@@ -69,7 +73,7 @@ def replay_recorded(
     workload = ReplayWorkload.from_loads(loads, arrivals)
     return replay(
         workload,
-        linear_cost(seconds, reads_of(facts)),
+        linear_cost(seconds, reads_of(facts), most),
         limits_of(run.engine, facts, workload),
         concurrency=run.concurrency,
         at_once=run.at_once,

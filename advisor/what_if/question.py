@@ -14,7 +14,7 @@ import numpy as np
 
 from advisor.replay.replay import Replicas
 from advisor.step_time.cost import linear_cost, table_cost
-from advisor.step_time.law import StepLaw, StepTimes
+from advisor.step_time.law import StepLaw, StepTimes, StepTotals, largest
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
 from traces.plain_yaml import plain_yaml
@@ -82,7 +82,7 @@ def by_replica(question: Question) -> Question:
 def learned(law: StepLaw) -> StepTimes:
     """Return the step times of recorded steps."""
     return StepTimes(
-        cost=linear_cost(law.seconds, law.reads),
+        cost=linear_cost(law.seconds, law.reads, law.most),
         sigma=(law.sigma, law.sigma_outside),
         runs=law.runs,
         within=law.within,
@@ -91,7 +91,9 @@ def learned(law: StepLaw) -> StepTimes:
         fewest=law.fewest,
         repeats=(law.repeats, law.repeats_outside),
         coarse=law.coarse,
-        others=() if law.ends is None else tuple(linear_cost(e, law.reads) for e in law.ends),
+        others=()
+        if law.ends is None
+        else tuple(linear_cost(e, law.reads, law.most) for e in law.ends),
     )
 
 
@@ -154,7 +156,8 @@ def tabled(
         collectives=None if together is None else together.seconds,
     )
 
-    def within(peaks: Mapping[str, float]) -> bool:
+    def within(runs: Sequence[StepTotals]) -> bool:
+        peaks = largest(runs)
         covered = together is None or peaks["tokens"] <= together.most_tokens
         return covered and measured.holds(peaks, longest)
 

@@ -18,7 +18,7 @@ import polars as pl
 
 from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.accuracy.subsets import decides_as_vote, expected_right
-from advisor.evidence.features import FEATURES, Features, feature_matrix, reads_of
+from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
@@ -40,7 +40,7 @@ from advisor.replay.waiting import Waited, longest_waits
 from advisor.replay.workload import ReplayWorkload, SampleArrays
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.law import StepLaw, StepTimes
+from advisor.step_time.law import StepLaw, StepTimes, beyond_share, largest
 from advisor.step_time.operators.files import Operators
 from advisor.step_time.pace import Pace
 from advisor.step_time.power import PowerLaw
@@ -308,7 +308,7 @@ class Replays:
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
-        inside = all(self.times.within(run.peak) for run in self.runs) and not self.smaller
+        inside = self.times.within(self.runs) and not self.smaller
         self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
         self.outside = extrapolated or self.crowded or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
@@ -523,7 +523,7 @@ class Replays:
         return self.times.smaller(self.requests_per_step)
 
     def larger(self) -> str | None:
-        """Return what is larger than in the recorded steps, and in how many steps of a draw.
+        """Return what is larger than in the recorded steps, and how much time such steps take.
 
         Or how much smaller the batches are.
         """
@@ -532,20 +532,15 @@ class Replays:
                 f"{self.requests_per_step:.2g} requests in the mean step, {self.times.fewest:,.0f} "
                 "and more recorded"
             )
-        peaks = {name: max(run.peak[name] for run in self.runs) for name in self.runs[0].peak}
-        beyond = self.times.beyond(peaks)
+        beyond = self.times.beyond(largest(self.runs))
         if not beyond:
             return None
-        steps, parts = self.tables["steps"], []
-        for name, (value, most) in beyond.items():
-            parts.append(f"up to {value:,.0f} {_A_STEP[name]}, {most:,.0f} recorded")
-        if steps.is_empty():
-            return " and ".join(parts)
-        composition = feature_matrix(steps, speculative=self.limits.speculative)
-        over = np.zeros(steps.height, dtype=bool)
-        for name, (_, most) in beyond.items():
-            over |= composition[:, FEATURES.index(name)] > most
-        return f"{' and '.join(parts)}. {percent(float(over.mean()))} of the steps have more"
+        parts = [
+            f"up to {value:,.0f} {_A_STEP[name]}, {most:,.0f} recorded"
+            for name, (value, most) in beyond.items()
+        ]
+        share = percent(beyond_share(self.runs))
+        return f"{' and '.join(parts)}. Steps with more take {share} of the busy time"
 
     @cached_property
     def otherwise(self) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from advisor.evidence.features import ALL, FEATURES, HOST_WORK, Features
 from advisor.replay.limits import Limits
+from advisor.step_time.cost import ANY
 from benchmarks.twin.twin_blocks import Blocks, keys_of_loads
 from profiler.policies.interface import Vote
 
@@ -64,6 +65,7 @@ def naive_replay(
     routing="round-robin",
     together=False,
     reads=ALL,
+    recorded=ANY,
 ):
     size, k = limits.block_size, int(limits.speculative)
     host_seconds = seconds[[FEATURES.index(name) for name in HOST_WORK]]
@@ -75,7 +77,7 @@ def naive_replay(
     arrival, latency, share = {}, {}, [0.0] * len(loads)
     ttft, ends, generated, answers, cached = {}, {}, {}, {}, {}
     policies, slots = {}, {}
-    count = {"steps": 0, "preempted": 0, "busy": 0.0, "next": 0, "turn": 0}
+    count = {"steps": 0, "preempted": 0, "busy": 0.0, "beyond": 0.0, "next": 0, "turn": 0}
     doomed = []
 
     def key(slot, block):
@@ -252,6 +254,9 @@ def naive_replay(
             "lost": lost,
             "tokens": features.tokens,
             "seconds": time,
+            "beyond": any(
+                getattr(features, name) > high for name, high in recorded._asdict().items()
+            ),
         }
 
     def hold(engine, slot, tokens):
@@ -353,6 +358,7 @@ def naive_replay(
         now, step = engine.due, engine.step
         count["steps"] += 1
         count["busy"] += step["seconds"]
+        count["beyond"] += step["seconds"] if step["beyond"] else 0.0
         each = step["seconds"] / step["tokens"]
         for slot, c in [*step["work"], *step["prompts"], *step["lost"]]:
             share[slot.problem] += each * c
@@ -412,6 +418,7 @@ def naive_replay(
         "ttft": np.array([ttft.get(i, np.nan) for i in range(total)]),
         "makespan": now,
         "busy": count["busy"],
+        "beyond": count["beyond"],
         "steps": count["steps"],
         "preemptions": count["preempted"],
     }

@@ -126,7 +126,8 @@ class Pick(Record):
     """A candidate with what is expected of it.
 
     `prior` is the system of whose tables its step times are; None where they were recorded.
-    `measured` is what a run of it gave, None where it was not run.
+    `measured` is what a run of it gave, None where it was not run. `beyond` is the share of its
+    busy time in steps that are larger than any recorded, None where it was not replayed.
     """
 
     engine: EngineConfig
@@ -136,6 +137,7 @@ class Pick(Record):
     probability_within_budget: float
     prior: str | None = None
     measured: Measured | None = None
+    beyond: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

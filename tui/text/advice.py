@@ -207,7 +207,8 @@ def marks(pick: Pick) -> list[str]:
             "Its accuracy and lengths are those of a published curve, by laws of answers."
         ]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
-        sentences += [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
+        share = f": larger steps take {percent(pick.beyond)} of its time" if pick.beyond else ""
+        sentences += [f"Its numbers marked {OUTSIDE} lie outside what was measured{share}."]
     sentences += _off_its_run(pick)
     return [" ".join(sentences)] if sentences else []
 

@@ -156,7 +156,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.last_begun += seconds_of(world, rules, cost, e, steps - 1)
     if steps > 1 and not rules.speculative:
         take(world, e, growth_of(world, rules, e, steps - 1, wide(1)))
-    _count(world, rules, cost, e, work, steps)
+    _count(world, rules, cost, e, work, steps, seconds)
     each = seconds / (steps * work.decode_tokens + work.prefill_tokens)
     engine.busy += seconds
     engine.all_steps += steps
@@ -186,9 +186,18 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
 
 @inner
 def _count(
-    world: World, rules: Rules, cost: StepCost, e: int, work: Work[float], steps: int
+    world: World,
+    rules: Rules,
+    cost: StepCost,
+    e: int,
+    work: Work[float],
+    steps: int,
+    seconds: float,
 ) -> None:
-    """Add the planned steps, the first of them with this work, to the totals and the peaks."""
+    """Add the planned steps, the first of them with this work, to the totals and the peaks.
+
+    Of their seconds those of steps beyond the cost's `most` are added up.
+    """
     engine = world.engines[e]
     mean = mean_work(work, steps, engine.growth, engine.window_growth)
     features = step_features(mean, rules.speculative, cost.reads.experts)
@@ -196,8 +205,15 @@ def _count(
         world.totals[place] += steps * value
     engine.peak_requests = max(engine.peak_requests, features.requests)
     engine.peak_tokens = max(engine.peak_tokens, features.tokens)
-    last = work.prefill_kv_tokens + work.decode_kv_tokens + engine.growth * (steps - 1)
+    first = work.prefill_kv_tokens + work.decode_kv_tokens
+    last = first + engine.growth * (steps - 1)
     engine.peak_kv_tokens = max(engine.peak_kv_tokens, last)
+    most = cost.most
+    if features.requests > most.requests or features.tokens > most.tokens or first > most.kv_tokens:
+        engine.beyond += seconds
+    elif last > most.kv_tokens:
+        known = int((most.kv_tokens - first) / engine.growth) + 1
+        engine.beyond += seconds - seconds_of(world, rules, cost, e, known)
 
 
 @inner

@@ -133,6 +133,7 @@ ENGINE = np.dtype(
         ("clock", "i8"),  # steps in which any request decoded
         ("per_token", "f8"),  # seconds per token, summed over those
         ("busy", "f8"),
+        ("beyond", "f8"),  # of it, in steps beyond what the law was learned from
         ("all_steps", "i8"),
         ("preemptions", "i8"),
         # The most that any step had.

@@ -37,7 +37,7 @@ from advisor.step_time.cost import (
 from advisor.step_time.host.law import HostPart, host_note, host_part
 from advisor.step_time.host.spread import Spread, first_tokens_of, was_seen
 from advisor.step_time.host.spread import spread_of as published_spread
-from advisor.step_time.law import StepTimes, StepTotals, non_negative_least_squares
+from advisor.step_time.law import StepTimes, StepTotals, largest, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
 from advisor.step_time.prior.operations.moving import SORT_S, SORTED_UNTIL
@@ -258,7 +258,7 @@ class PriorTimes:
             cost=cost,
             sigma=(sigma, 2 * sigma),
             runs=runs,
-            within=partial(prior.holds, longest=longest),
+            within=lambda runs: prior.holds(largest(runs), longest),
             ends=self.ends(engine, cost),
             ttft=(1.0, 1.0, 1.0) if self.ran is not None else (first.low, first.usual, first.high),
         )

@@ -14,7 +14,7 @@ from advisor.replay.recording import replayed_tables
 from advisor.replay.replay import PLACED, Replicas, replay
 from advisor.replay.simulation import loop
 from advisor.replay.workload import ReplayWorkload
-from advisor.step_time.cost import linear_cost
+from advisor.step_time.cost import Most, linear_cost
 from benchmarks.twin.replay_twin import naive_replay
 from profiler.policies.parallel import ParallelVote
 from traces.schema.tts.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
@@ -140,7 +140,7 @@ def assert_twins(
     twin = {("replicas" if name == "count" else name): value for name, value in how.items()}
     ours = replay(
         ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
-        linear_cost(COST, reads),
+        linear_cost(COST, reads, MOST),
         limits,
         concurrency=concurrency,
         stop=stop,
@@ -156,6 +156,7 @@ def assert_twins(
         policy=None if stop is None else partial(ParallelVote, stop=stop),
         keys=keys,
         reads=reads,
+        recorded=MOST,
         **twin,
     )
     assert ours.steps == naive["steps"]
@@ -168,12 +169,14 @@ def assert_twins(
     np.testing.assert_allclose(ours.makespan_s, naive["makespan"], **near)
     np.testing.assert_allclose(ours.busy_share_s.sum(), ours.busy_s, rtol=1e-9)
     np.testing.assert_allclose(ours.totals @ COST, ours.busy_s, rtol=1e-9)
+    np.testing.assert_allclose(ours.beyond_s, naive["beyond"], **near)
     np.testing.assert_array_equal(ours.generated_tokens, naive["generated"])
     np.testing.assert_array_equal(ours.cached_tokens, naive["cached"])
     np.testing.assert_allclose(ours.log["seconds"].sum(), ours.busy_s, rtol=1e-9)
     return ours
 
 
+MOST = Most(requests=3.5, tokens=24.5, kv_tokens=90.5)  # of steps as those recorded
 LIMITS = {
     "max_num_seqs": st.sampled_from([None, 1, 2, 5]),
     "max_num_batched_tokens": st.sampled_from([None, 24, 64]),

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -200,8 +201,15 @@ def test_larger_steps_than_any_recorded_are_outside(tmp_path):
     recordings = [record(tmp_path / "a", engine, GREEDY, problems=8)]
     law = StepTimeModel().fit(gather(recordings).steps).law(engine)
     most = Features(*law.high).requests
-    assert law.within({"requests": most})
-    assert not law.within({"requests": 2 * most})
+    assert not law.beyond({"requests": most}) and law.beyond({"requests": 2 * most})
+    assert law.most.requests == pytest.approx(1.1 * most)
+
+
+@pytest.mark.parametrize(("share", "inside"), [(1 / 2240, True), (0.01, True), (0.013, False)])
+def test_steps_beyond_that_take_too_little_time_mark_nothing(tmp_path, share, inside):
+    law = StepTimeModel().fit(gather([record(tmp_path / "a", engine_of(), GREEDY)]).steps)
+    run = SimpleNamespace(busy_s=100.0, beyond_s=100.0 * share)
+    assert law.law(engine_of()).within([run, run]) == inside
 
 
 def test_coefficients_are_never_negative():
