@@ -51,7 +51,7 @@ from traces.live.numbers import (
 from traces.live.verdict import TAKEN, SeenLimit
 from traces.recording.tables import SCRAPES, SILENT
 from traces.recording.writer import RecordingWriter
-from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
+from traces.schema.engine import EXPERTS, UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
 from traces.summary.comparison import BLOCKS_DIFFER
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
@@ -392,6 +392,8 @@ class Deployment:
     def _with_told(self, engine: EngineConfig, told: EngineConfig) -> EngineConfig:
         """Return an engine with what a plugin tells, whose GPUs are those of one replica."""
         names = {field: getattr(told, field) for field in _ADOPTED}
+        if told.expert_parallel and not engine.expert_parallel:
+            names["other"] = tuple(sorted((*engine.other, (EXPERTS, "true"))))
         names["speculative"] = told.speculative or engine.speculative  # of a plugin older than it
         names |= {name: value for name, value in self._declared.items() if value is not None}
         if told.num_gpus is not None:

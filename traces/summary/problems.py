@@ -64,7 +64,7 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
     count wherever they ran.
     """
     problems = _numbered(recording, engine, policy).select("problem", "problem_id", "arrival")
-    samples = recording.samples.with_row_index("row")
+    samples = with_hits(recording, recording.samples).with_row_index("row")
     if (
         not recording.step_times.height
         or recording.manifest.dropped.get("steps")
@@ -77,7 +77,6 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
     helper = pl.col("role").fill_null("sample") != "sample"
     mine = of_run | (helper & pl.col("policy").fill_null(policy).eq(policy))
     chosen = _where(samples.with_columns(shares), mine).drop("row")
-    chosen = with_hits(recording, chosen)
     if problems["problem_id"].is_unique().all():
         # A million rows: one column is looked up, and the others are not copied.
         names = chosen.select("problem_id").join(

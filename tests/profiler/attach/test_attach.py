@@ -36,7 +36,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
 from traces.recording.writer import RecordingWriter, read_clocks
-from traces.schema.engine import BLOCKS, UNKNOWN_METHOD, EngineConfig, Speculative
+from traces.schema.engine import BLOCKS, EXPERTS, UNKNOWN_METHOD, EngineConfig, Speculative
 
 KEY = "sk-canary-31415926"
 
@@ -406,6 +406,16 @@ def test_a_plugin_tells_the_gpus_of_one_replica(server):
         2,
         4,
     ]
+
+
+def test_a_plugin_tells_that_ranks_share_whole_experts(server):
+    deployment = looked_at(Access.of(server.url))
+    (replica,) = deployment.replicas
+    told = EngineConfig(model="m", tensor_parallel_size=2, other=((EXPERTS, "true"),))
+    for _ in range(2):
+        deployment.adopt(replica.keys["0"], told)
+    assert replica.config.other == ((EXPERTS, "true"),)
+    assert all(each.expert_parallel for each in deployment.engines.values())
 
 
 def test_a_server_that_drafts_says_how_far_ahead_on_its_page_or_by_its_plugin(server):

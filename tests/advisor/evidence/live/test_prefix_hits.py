@@ -16,6 +16,7 @@ from traces.recording.reader import Held
 from traces.recording.tables import TABLES
 from traces.schema.tts.policy import Policy
 from traces.summary.prefix_hits import with_hits
+from traces.summary.problems import samples_with_shares
 from traces.summary.run import summarise
 
 SYSTEM = 320  # tokens
@@ -36,6 +37,11 @@ def truth_of(tmp_path, policy, warm):
     )
     shared = Held(Path("shared"), base.manifest, tables=tables)
     return predicted(shared, rate_per_s=100.0)
+
+
+def busy_of(seen):
+    (engine,) = seen.manifest.engines
+    return samples_with_shares(seen, engine, "")["busy_s"].to_list()
 
 
 def cached(found):
@@ -73,6 +79,14 @@ def test_flops_are_known_of_requests_whose_spans_do_not_tell_the_cache(tmp_path)
         for hits in (True, False)
     )
     assert untold is not None and untold.value == pytest.approx(told.value, rel=1e-3)
+
+
+def test_time_is_shared_by_the_prompt_tokens_that_the_cache_did_not_hold(tmp_path):
+    truth = truth_of(tmp_path, GREEDY, False)
+    told, untold = (
+        busy_of(watched(truth, tmp_path / str(hits), hits=hits)) for hits in (True, False)
+    )
+    assert untold == pytest.approx(told, rel=1e-6)
 
 
 @pytest.mark.filterwarnings("error")
