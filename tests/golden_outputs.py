@@ -243,8 +243,12 @@ def cases() -> dict[str, str]:
         "scraped": "{scraped}",
         "policy-words": "{votes} --set policy.method=nothing",
     }
+    # JSON is kept once for each kind of answer, and the text for each question.
+    plain = ("seqs", "fewer", "agree", "adaptive", "first", "drafts", "lookup", "tp")
     for name, command in changes.items():
-        both(f"replay-{name}", f"replay {command}")
+        found[f"replay-{name}"] = f"replay {command}"
+        if name not in plain:
+            found[f"replay-{name}-json"] = f"replay {command} --json"
     found["replay-kept"] = "replay {votes} --set engine.max_num_seqs=16 -o {out}/kept"
     both("show-kept", "show {out}/kept")
     budgets = {
@@ -263,12 +267,12 @@ def cases() -> dict[str, str]:
     }
     for name, options in budgets.items():
         command = f"advise {{shipped}} {options}"
-        if name in ("throughput", "present", "rate", "sure"):
+        if name in ("throughput", "present", "rate", "sure", "nearly", "cost"):
             found[f"advise-{name}"] = command
         else:
             both(f"advise-{name}", command)
     both("advise-made", "advise {made} --min-accuracy 0.6 --optimise latency")
-    both("advise-made-cost", "advise {made} --max-latency 2s --optimise cost --price 2.5")
+    found["advise-made-cost"] = "advise {made} --max-latency 2s --optimise cost --price 2.5"
     both("advise-tiny", "advise {tiny} --optimise latency")
     both("advise-cut-off", "advise {cut_off} --optimise latency")
     found["report"] = "report {shipped} --min-accuracy 0.75 -o {out}/report.html"
