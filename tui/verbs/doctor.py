@@ -77,12 +77,12 @@ def doctor(asked: Doctor) -> None:
 def _model(asked: Doctor) -> None:
     """Say what is known of a model, and what can be predicted of it."""
     from advisor.what_if.coverage import prior_of_gpu, replay_of
-    from profiler.engines.models.model_facts import facts_from_file
+    from profiler.engines.models.model_facts import given_facts
     from tui.text.model import model_lines
 
     if asked.url is not None or asked.model_config is None:
         raise UsageError("--gpu goes with --model-config, and neither with a URL")
-    facts = facts_from_file(asked.model_config)
+    facts = given_facts(asked.model_config)
     answers = {"replay": replay_of(facts), "prior": prior_of_gpu(facts, asked.gpu)}
     if asked.as_json:
         plain = {name: answer.to_json() for name, answer in answers.items()}

@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +27,10 @@ from traces.errors import (
     UsageError,
     install_command,
 )
+from traces.foreign.packages import PRIOR, package_folder
 from traces.plain_yaml import plain_yaml
 from traces.statistics import Floats
 
-PACKAGE: Final = "aiconfigurator_core"
 FRAMEWORK: Final = "vllm"
 FILES: Final = {
     "gemm": "gemm_perf.parquet",
@@ -59,11 +58,8 @@ _AGAIN: Final = "Install aiconfigurator-core again (pip install --force-reinstal
 
 def tables_folder() -> Path:
     """Return where the tables lie. Raises MissingDependencyError where they are not installed."""
-    spec = find_spec(PACKAGE)
-    places = [] if spec is None else list(spec.submodule_search_locations or [])
-    for place in places:
-        if (Path(place) / "systems").is_dir():
-            return Path(place) / "systems"
+    if (folder := package_folder(PRIOR, "systems")) is not None:
+        return folder
     raise MissingDependencyError(
         f"--gpu needs the operator tables of aiconfigurator-core: {install_command('prior')}"
     )
@@ -77,7 +73,7 @@ def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
     """
     if tables is None:
         return list(systems)
-    for folder in (tables, tables / "systems", tables / PACKAGE / "systems"):
+    for folder in (tables, tables / "systems", tables / PRIOR / "systems"):
         if (folder / "data").is_dir():
             return [str(folder / system) for system in systems]
     raise UsageError(

@@ -7,6 +7,7 @@ is not counted here makes the number None, never a wrong one.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from profiler.engines.models.config_layers import (
 from profiler.engines.models.quantised import DTYPE_BYTES, Form, Quantised, bytes_of
 from profiler.engines.models.stored_weights import Stored, stored_weights
 from traces.errors import UsageError
+from traces.foreign.packages import PRIOR, package_folder
 from traces.schema.engine import ModelFacts
 from traces.schema.layers import Matrix
 
@@ -268,11 +270,31 @@ def facts_from_folder(folder: Path, *, name: str, dtype: str | None = None) -> M
 
 
 def given_facts(path: Path) -> ModelFacts:
-    """Return the facts of `--model-config`. Raises UsageError that names the option."""
+    """Return the facts of `--model-config`. Raises UsageError that names the option.
+
+    A name such as Qwen/Qwen3-32B, where no such file is, is one of the prior's package.
+    """
     try:
-        return facts_from_file(path)
+        return facts_from_file(path) if path.exists() else _facts_by_name(path)
     except UsageError as error:
         raise UsageError(f"--model-config {error}") from None
+
+
+def _facts_by_name(path: Path) -> ModelFacts:
+    """Return the facts of a model of which the prior's package has the config.
+
+    Raises UsageError for another, with names that are near.
+    """
+    folder, name = package_folder(PRIOR, "model_configs"), str(path)
+    found = [] if folder is None else sorted(folder.glob("*--*_config.json"))
+    names = {each.name.removesuffix("_config.json").replace("--", "/", 1): each for each in found}
+    if name in names:
+        return facts_from_file(names[name], name=name)
+    near = difflib.get_close_matches(name, names, n=2)
+    if near:
+        meant = " or ".join(near)
+        raise UsageError(f"{name}: no such file, nor such a model. Did you mean {meant}?")
+    return facts_from_file(path)  # which says that it cannot be read
 
 
 def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = None) -> ModelFacts:

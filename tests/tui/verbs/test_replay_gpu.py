@@ -135,7 +135,7 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
     asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
     installed = json.loads(run(*asked)[1])
     other = write_prior(tmp_path / "other" / "systems", version="0.12.0")
-    monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
+    monkeypatch.setattr(prior_tables, "PRIOR", "no_such_package_of_tables")
     monkeypatch.setattr(prior_tables, "tables_folder", tables_folder)
     assert run(*asked)[0] == 1
     for folder in (other, other.parent):
@@ -252,7 +252,7 @@ def test_what_an_import_does_not_tell_is_not_known(run, model, measured):
 
 
 def test_without_the_package_the_extra_is_named(run, monkeypatch):
-    monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
+    monkeypatch.setattr(prior_tables, "PRIOR", "no_such_package_of_tables")
     assert "-m pip install 'aiconfigurator-core" in run.refused(
         "replay", VOTES, "--gpu", "h100_sxm", code=1
     )

@@ -353,7 +353,7 @@ def test_damage_is_one_line_with_the_mend(tmp_path, damage):
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
+    monkeypatch.setattr(prior_tables, "PRIOR", "no_such_package_of_tables")
     with pytest.raises(
         MissingDependencyError, match="needs .* aiconfigurator-core: .* -m pip install"
     ):

@@ -1,8 +1,10 @@
 """What a model costs: counted in its files, and in its config where they do not tell."""
 
+import dataclasses
 import json
 import os
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profiler.demo import task
+from profiler.engines.models import model_facts
 from profiler.engines.models.model_facts import (
     facts_from_config,
     facts_from_file,
     facts_from_folder,
+    given_facts,
 )
 from profiler.engines.models.stored_weights import stored_weights
 from traces.errors import TtscopeError, UsageError
@@ -909,3 +913,19 @@ def test_rules_of_many_layers_in_turn_are_read():
     facts = facts_from_config(SMALL | {"quantization_config": told}, name="x")
     forms = {each.name: each.precision for each in facts.layers[0].matrices}
     assert forms["self_attn.q_proj"] == "bfloat16" and forms["mlp.up_proj"] == "int8"
+
+
+def test_a_model_of_the_priors_package_is_given_by_its_name(tmp_path, monkeypatch):
+    package = tmp_path / "a_package_of_tables"
+    (package / "model_configs").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    config = package / "model_configs" / "Maker--Model-8B_config.json"
+    config.write_text(json.dumps(vars(QWEN3_30B_A3B)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(model_facts, "PRIOR", "a_package_of_tables")
+    found = given_facts(Path("Maker/Model-8B"))
+    assert found == dataclasses.replace(given_facts(config), name="Maker/Model-8B")
+    with pytest.raises(UsageError, match="Maker/Model-7B: no such file, nor such a model. Did you"):
+        given_facts(Path("Maker/Model-7B"))
+    with pytest.raises(UsageError, match=r"--model-config other.json cannot be read"):
+        given_facts(Path("other.json"))
