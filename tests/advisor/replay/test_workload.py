@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.workload import ReplayWorkload, SampleArrays
@@ -99,3 +100,9 @@ def test_draws_in_turn_are_posed_as_those_of_their_records():
     )
     for name in ("path", "first_segment", "segment_start", "segment_end", "answer", "right"):
         assert getattr(posed, name).tolist() == getattr(same, name).tolist(), name
+
+
+@pytest.mark.parametrize("tokens", [([0], [5]), ([5], [0]), ([5, 0], [5, 5])])
+def test_requests_without_a_token_of_prompt_or_output_are_refused(tokens):
+    with pytest.raises(ValueError, match="at least one token of prompt and of output"):
+        ReplayWorkload.from_requests(*tokens)

@@ -9,7 +9,9 @@ from profiler.engines.server import server
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
+from tui.verbs import against
 from tui.verbs.demo import SHIPPED
 
 VOTE = Policy(method="majority", n=2, temperature=0.8, max_tokens=50)
@@ -102,3 +104,11 @@ def test_a_model_that_the_server_names_otherwise_is_predicted_all_the_same(
 )
 def test_what_cannot_be_sent_is_one_line(run, recording, arguments, message):
     assert message in run.refused("replay", recording, *arguments)
+
+
+def test_what_the_server_says_of_itself_counts_but_for_what_was_asked_for():
+    asked = EngineConfig(model="m", max_model_len=512, num_gpu_blocks=100)
+    served = EngineConfig(model="m", max_model_len=4096, num_gpu_blocks=9000)
+    found = against._as_served(asked, served, frozenset({"engine.max_model_len"}))
+    assert (found.max_model_len, found.num_gpu_blocks) == (512, 9000)
+    assert against._as_served(asked, EngineConfig(model="m"), frozenset()) == asked

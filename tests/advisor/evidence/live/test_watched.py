@@ -121,6 +121,20 @@ def test_steps_that_tell_their_context_stay(base):
     assert with_prompt_context(steps, 512).equals(steps)
 
 
+def test_a_prompt_is_whole_in_its_step_where_no_limit_of_tokens_is_known():
+    rows = {
+        "prefill_requests": [2, 0], "prefill_tokens": [100, 0], "running": [2, 2],
+        "decode_requests": [0, 2], "decode_tokens": [0, 2], "finished": [0, 0],
+        "cached_prompt_tokens": [0, 0], "interval_ns": [None, 5],
+        "prefill_kv_tokens": [None] * 2, "prefill_query_context": [None] * 2,
+        "source": ["front_end"] * 2,
+    }  # fmt: skip
+    schema = dict.fromkeys(rows, pl.Int64) | {"source": pl.Utf8}
+    seen = with_prompt_context(pl.DataFrame(rows, schema=schema), None)
+    assert seen["prefill_tokens"].to_list() == [100, 0]
+    assert seen["prefill_kv_tokens"].to_list() == [100, 0]
+
+
 def test_measured_chunks_get_the_context_before_them():
     rows = {
         "prefill_requests": [1, 1, 0], "prefill_tokens": [100, 50, 0], "running": [1, 1, 1],

@@ -929,3 +929,15 @@ def test_a_model_of_the_priors_package_is_given_by_its_name(tmp_path, monkeypatc
         given_facts(Path("Maker/Model-7B"))
     with pytest.raises(UsageError, match=r"--model-config other.json cannot be read"):
         given_facts(Path("other.json"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "every"),  # as the models' own code in transformers has it
+    [("gemma2", 2), ("gpt_oss", 2), ("gemma3_text", 6), ("cohere2", 4), ("exaone4", 4),
+     ("olmo3", 4), ("vaultgemma", 2), ("afmoe", 4)],
+)  # fmt: skip
+def test_a_family_reads_all_of_the_context_in_every_so_many_layers(kind, every):
+    config = vars(LLAMA_3_1_8B) | {"model_type": kind, "sliding_window": 128}
+    facts = facts_from_config(config | {"num_hidden_layers": 24}, name="x")
+    full = [each.places for each in facts.layers if each.attention.kind == "full_attention"]
+    assert full == [tuple(range(every - 1, 24, every))]
