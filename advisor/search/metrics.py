@@ -256,7 +256,7 @@ class CandidateMetrics(Metrics):
             low = self.resampling.interval(value, lower, unit).low
             return Interval(low=low, high=found.high if self._bounds(name) else None)
 
-        return Estimate.predicted(
+        found = Estimate.predicted(
             float(value * scale),
             unit,
             fresh=ends("fresh"),
@@ -265,6 +265,8 @@ class CandidateMetrics(Metrics):
             runs=runs,
             extrapolated=extrapolated,
         )
+        # What the rate fixes, such as the device time, hangs on no step that was not measured.
+        return replace(found, extrapolated=drawn) if found.cannot_differ else found
 
     def _accuracy(
         self, replayed: ReplayedCandidate, value: float, *, extrapolated: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, Literal, TypeVar, cast
@@ -130,6 +131,12 @@ class Estimate(Record):
         """Return the number and its intervals times a factor above 0, in another unit."""
         moved = self.each_interval(lambda ends: ends.each_end(lambda end: end * factor))
         return replace(moved, value=self.value * factor, unit=unit)
+
+    @property
+    def cannot_differ(self) -> bool:
+        """Whether both ends are the value, but for rounding."""
+        ends = (self.low, self.high)
+        return all(end is not None and math.isclose(end, self.value) for end in ends)
 
     def at_least(self, floor: float) -> Estimate:
         """Return the number and its intervals, none of them below a floor."""

@@ -116,7 +116,7 @@ def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     """
     if estimate is None or (estimate.low is None and estimate.high is None):
         return ""
-    if estimate.low == estimate.value == estimate.high:
+    if estimate.cannot_differ:
         return ""
     factor, _ = scale(estimate.value, estimate.unit)
 

@@ -84,7 +84,7 @@ class RunSpread:
     `RUN_TO_RUN` and how much the speed of its own steps varied. `repeats` are the names of the
     recordings that were taken as repeats, those that are compared left out. `printed` names the
     replays whose times have the intervals that they printed, and `shared` what two are off by
-    together, which does not tell them apart (`SHARED`).
+    together, which does not tell them apart (`SHARED`). What was watched is not `repeatable`.
     """
 
     recordings: int = 0
@@ -93,6 +93,7 @@ class RunSpread:
     assumed: tuple[float, ...] = (RUN_TO_RUN, RUN_TO_RUN)
     printed: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    repeatable: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -720,7 +721,9 @@ def _run_to_run(
     freedom = sum(len(group) - 1 for group in repeated)
     by_assumption = assumed(runs)
     if not freedom:
-        return RunSpread(assumed=by_assumption), lambda metric: by_assumption
+        known = all(name is not None for name in names)
+        spread = RunSpread(assumed=by_assumption, repeatable=known)
+        return spread, lambda metric: by_assumption
     measured: dict[str, float] = {}
     beyond: dict[str, float] = {}
     for metric in metrics:

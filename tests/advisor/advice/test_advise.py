@@ -273,6 +273,16 @@ def test_the_front_trades_accuracy_for_latency(advisor):
     assert all(later > earlier for earlier, later in pairwise(accuracy))
 
 
+def test_a_device_time_that_the_rate_fixes_hangs_on_no_step_that_was_not_measured(advisor):
+    budget = Budget(rate_per_s=2.0, optimise="cost", min_accuracy=0.3, confidence=0.5)
+    advisor.recommend(budget)
+    metrics = advisor.under(2.0).metrics
+    metrics.replayed[0] = dataclasses.replace(metrics.replayed[0], extrapolated=True)
+    assert metrics.estimate("latency_s", 0, price=None).extrapolated
+    device = metrics.estimate("device_s", 0, price=None)
+    assert device.cannot_differ and not device.extrapolated
+
+
 def test_at_equal_cost_the_surest_is_the_pick(advisor):
     """At a rate devices cost the same whatever they run."""
     loose = Budget(rate_per_s=2.0, optimise="cost", min_accuracy=0.3, confidence=0.5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -53,6 +54,8 @@ def test_what_cannot_differ_has_no_interval():
     assert relative_change(Estimate(value=0.0, low=0.0, high=0.0, unit="1")) == "0 %"
     narrow = Estimate(value=0.521, low=0.5209, high=0.521, unit="device-s")
     assert with_interval(narrow) == "521 dev-ms [521, 521]"
+    rounded = dataclasses.replace(fixed, low=0.521 * (1 - 1e-15), high=0.521 * (1 + 1e-15))
+    assert with_interval(rounded) == "521 dev-ms*"
 
 
 @pytest.mark.parametrize(

@@ -453,7 +453,10 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
     else:
         text = assumed_words(spread.assumed, len(spread.assumed))
         again = "each" if len(spread.assumed) > 1 else "it"
-        text += f". Record {again} again into the same folder to measure it"
+        if spread.repeatable:
+            text += f". Record {again} again into the same folder to measure it"
+        else:
+            text += ". Nothing says that others are of the same requests, so that none measures it"
     if spread.printed:
         text += f". The replay {' and '.join(spread.printed)} has the spread that it printed"
         text += _but_for(spread.shared)

@@ -12,7 +12,7 @@ from traces.foreign.evaluations.importer import import_outcomes
 from traces.recording.reader import Recording
 from traces.schema.advice import Pick
 from traces.schema.tts.policy import Policy
-from traces.summary.comparison import compare
+from traces.summary.comparison import compare, spread_of
 from traces.summary.run import summarise
 from tui.screens.advice.rows import paste_text, pick_title
 from tui.text.advice import _name
@@ -21,6 +21,7 @@ from tui.text.recordings.show import (
     policy_text,
     show_json,
     show_lines,
+    spread_lines,
     time_lines,
 )
 from tui.text.words import policy_words
@@ -234,3 +235,11 @@ def test_runs_of_other_problems_are_not_compared(recordings, tmp_path):
     both = show_lines([fast, slow], compare(fast, slow))
     assert not [line for line in both if line.startswith("!")]
     assert [line for line in both if "paired" in line]
+
+
+def test_nobody_is_told_to_repeat_what_was_watched(tmp_path):
+    own = summarise(write_recording(tmp_path / "own", simulate(problems=4, n=2)))[0]
+    seen = summarise(write_watched(tmp_path / "seen", spans=True))[0]
+    for run, said in ((own, "Record it again"), (seen, "none measures it")):
+        spread, _ = spread_of(run, [])
+        assert said in " ".join(" ".join(spread_lines(spread, 80)).split())
