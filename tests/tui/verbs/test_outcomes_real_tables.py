@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 
 import pytest
@@ -24,7 +25,7 @@ MODELS = {  # of the folder of configs: how often right, tokens of a sample
 }
 ASKED = (
     "advise", "runs", "--gpu", "h100_sxm", "--gpus", "8", "--price", "H100=2.5",
-    "--min-accuracy", ".75", "--optimise", "cost",
+    "--min-accuracy", ".7", "--optimise", "cost",
 )  # fmt: skip
 
 
@@ -68,12 +69,12 @@ def test_advice_in_text_in_json_and_in_the_report(verb, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
     pick = json.loads(verb(*ASKED, "--json"))["system_optimal"]
     assert pick["engine"]["model"].rpartition("/")[2] in out
-    assert pick["estimates"]["accuracy"]["value"] >= 0.75
+    assert pick["estimates"]["accuracy"]["value"] >= 0.7
     # Weights and samples read the memory: no problem is answered faster than it can be read.
     tokens = pick["estimates"]["tokens"]["value"] / pick["policy"]["n"]
     assert pick["estimates"]["latency_s"]["value"] > tokens * 16e9 / 3.35e12 / 8
     verb("report", *ASKED[1:-2], "-o", "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "Its times come from operator tables of h100_sxm" in page
+    assert "times by the prior of h100_sxm" in re.sub(r"<[^>]*>", "", page)
     # A model's tables are read once for each number of devices (1, 2, 4, 8), whatever the limits.
     assert len(MODELS) <= prior._priced.cache_info().misses <= 4 * len(MODELS)
