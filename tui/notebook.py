@@ -33,11 +33,12 @@ from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import Run, summarise
 from tui.options import AccountOptions, BudgetOptions, check_price, grouped, read_as
 from tui.report.fronts import own_charts
-from tui.report.markup import Html, cell, table, tag
+from tui.report.markup import Html, cell, tag
 from tui.report.material import Material
 from tui.report.measured import recorded_runs, time_breakdown
 from tui.report.verdict import reasons, verdict_alone
 from tui.text.advice import advice_lines, cost_lines
+from tui.text.blocks import Table
 from tui.text.gate import gate_lines
 from tui.text.recordings.live import watched_lines
 from tui.text.recordings.show import (
@@ -182,7 +183,7 @@ class Recording(reader.Recording):
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{count:,}") for name, count in self._sizes()]
-        return cell(table(("table", "rows"), rows, caption=str(self.path)))
+        return cell(Table(heads=("table", "rows"), rows=rows, caption=str(self.path)))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -294,7 +295,7 @@ class Gate(checks.Gate):
     def _repr_html_(self) -> str:
         rows = [(word_of(c), c.name, c.wanted, measured_text(c), c.why) for c in self.checks]
         head = f"{self.verdict}: {self.recording} against {self.against}"
-        return cell(table(("", "check", "wanted", "measured", ""), rows, caption=head))
+        return cell(Table(heads=("", "check", "wanted", "measured", ""), rows=rows, caption=head))
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each check; its numbers are absent where it was not measured."""

@@ -11,22 +11,12 @@ from traces.schema.formats import with_interval
 from traces.schema.quantities import Quantity, latency, quantity
 from traces.summary.run import Run
 from tui.report.charts import Point, Shape, key, limit_key, scatter
-from tui.report.markup import (
-    Content,
-    Html,
-    captioned,
-    empty,
-    estimated,
-    join,
-    probability,
-    table,
-    tag,
-    term,
-)
+from tui.report.markup import Html, empty, join, tag
 from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
 from tui.report.words import SURE, configuration
 from tui.text.advice import limit_on
+from tui.text.blocks import Cell, Table, Term, Value, probability
 from tui.text.words import budget_words, front_goal, front_words, own_axes, plain
 
 MOST_ROWS = 60  # of the table; the charts have all
@@ -235,7 +225,7 @@ def _chart(
     if not points:
         why = f"No {noun}: it was not measured in these recordings."
         return empty(NO_ENERGY if across.name == "energy_j" else why)
-    title = tag("figcaption", term(f"Accuracy against {noun}", across.meaning))
+    title = tag("figcaption", Term(f"Accuracy against {noun}", across.meaning))
     chart = scatter(
         points,
         label=f"{noun} of a problem",
@@ -261,33 +251,30 @@ def _numbers(noun: str, x: Estimate, y: Estimate) -> str:
 def _table(rows: Sequence[Row], *, limited: bool) -> Html:
     names = [name for name in rows[0].pick.estimates if name != "throughput_problems_per_s"]
     names = [n for n in names if any(row.pick.estimates.get(n) is not None for row in rows)]
-    heads: list[Content] = ["configuration", "front"]
-    heads += [term(each.noun, each.meaning) for each in map(quantity, names)]
-    heads += [term("within budget", SURE)] if limited else []
+    heads: list[Cell] = ["configuration", "front"]
+    heads += [Term(each.noun, each.meaning) for each in map(quantity, names)]
+    heads += [Term("within budget", SURE)] if limited else []
     body = []
     for row in rows[:MOST_ROWS]:
         on = [front for front in ("system", "compute") if front in row.roles]
-        cells: list[Content] = [
+        cells: list[Cell] = [
             configuration(row.pick.engine, row.pick.policy, lead=row.letter, prior=row.pick.prior),
             " + ".join(on) or "-",
         ]
         for name in names:
             where = f"{row.where}.estimates.{name}"
             estimate = row.pick.estimates.get(name)
-            cells.append(estimated(estimate, quantity(name).meaning, key=where))
+            cells.append(Value(estimate, key=where))
         sure = row.pick.probability_within_budget
         where = f"{row.where}.probability_within_budget"
-        cells += [probability(sure, SURE, key=where)] if limited else []
+        cells += [probability(sure, key=where)] if limited else []
         body.append(cells)
-    caption = captioned(
-        "The configurations on the fronts, as predicted, per problem",
-        (row.pick.estimates.get(name) for row in rows for name in names),
-    )
+    caption = "The configurations on the fronts, as predicted, per problem"
     left = len(rows) - MOST_ROWS
     cut = f"{left:,} more, the most accurate, are left out of the table."
     return join(
         [
-            table(heads, body, caption=caption, class_="runs"),
+            Table(heads=heads, rows=body, caption=caption, style="runs"),
             tag("p", cut, class_="note") if left > 0 else None,
         ]
     )

@@ -1,17 +1,19 @@
-"""HTML that escapes what it is given, and its style: only what `tag` made is taken as markup."""
+"""Blocks as HTML, its style, and `tag`: whatever else is given is escaped."""
 
 from __future__ import annotations
 
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.resources import files
 from string import Template
 
 from traces.plain_text import clean
 from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, chance, interval, intervals_of, number, value_of
+from traces.schema.formats import ABSENT, interval, number, percent, value_of
+from tui.text.blocks import Bar, Cell, Table, Term, Value
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."
@@ -27,7 +29,7 @@ class Html(str):
 BREAK = Html("<br>")  # parts are lines of their own without a style too
 
 
-Content = str | None
+Content = Cell | Table | None
 
 
 def join(parts: Iterable[Content], between: str = "") -> Html:
@@ -55,112 +57,91 @@ def tag(name: str, *children: Content, **attributes: str | float | bool | None) 
     return Html(f"<{name}{written}>{join(children)}</{name}>")
 
 
-def _escaped(part: str) -> str:
-    return part if isinstance(part, Html) else html.escape(clean(part))
+def _escaped(part: Cell | Table) -> str:
+    match part:
+        case Html():
+            return part
+        case Value():
+            return _number(part)
+        case Term():
+            return tag("span", part.words, class_="term", tabindex="0", data_tip=part.meaning)
+        case Bar():
+            return _bar(part)
+        case Table():
+            return _table(part)
+    return html.escape(clean(part))
 
 
-def estimated(
-    estimate: Estimate | None, meaning: str, *, key: str | None = None, sign: bool = False
-) -> Html:
-    """Return an estimate as `value [low, high]`, its meaning shown on hover and on focus.
+def _number(value: Value) -> Html:
+    """Return a number as `value [low, high]`, its meaning shown on hover and on focus.
 
-    `key` names where the number stands in the JSON documents, for those who read the page by
-    program: the attribute data-value has all its digits.
+    For those who read the page by program data-key has its key, data-value all its digits.
     """
-    if estimate is None or not math.isfinite(estimate.value):
-        return absent(meaning, key=key)
-    ends = interval(estimate, sign=sign)
-    tip = [meaning]
+    of, tip, ends, shown = value.of, [value.meaning], "", value.text
+    known = of.value if isinstance(of, Estimate) else of
+    if known is None or not math.isfinite(known):
+        tip.append(NOT_MEASURED)
+        return tag("span", ABSENT, class_="n none", tabindex="0", data_tip=" ".join(tip),
+                   data_key=value.key)  # fmt: skip
+    beyond = isinstance(of, Estimate) and of.extrapolated
+    if isinstance(of, Estimate):
+        shown = value_of(of, sign=value.sign) if shown is None else shown
+        ends = interval(of, sign=value.sign)
     if ends:
         low, high = ends.strip("[]").split(", ")
         tip.append(f"90 % interval: {low} to {high}.")
-    if estimate.extrapolated:
+    if beyond:
         tip.append(BEYOND)
     return tag(
         "span",
-        tag("b", value_of(estimate, sign=sign)),
+        tag("b", number(known, value.unit) if shown is None else shown),
         Html(" ") if ends else None,
         tag("small", ends) if ends else None,
-        class_="n beyond" if estimate.extrapolated else "n",
+        class_="n beyond" if beyond else "n",
         tabindex="0",
         data_tip=" ".join(tip),
-        data_key=key,
-        data_value=repr(estimate.value),
+        data_key=value.key,
+        data_value=repr(known),
     )
 
 
-def figure(
-    value: float | None, unit: str, meaning: str, *, key: str | None = None, text: str | None = None
-) -> Html:
-    """Return a number that has no interval; `text` where it is not written as usual."""
-    if value is None or not math.isfinite(value):
-        return absent(meaning, key=key)
-    return tag(
-        "span",
-        tag("b", number(value, unit) if text is None else text),
-        class_="n",
-        tabindex="0",
-        data_tip=meaning,
-        data_key=key,
-        data_value=repr(value),
-    )
+def _bar(bar: Bar) -> Html:
+    """Return a bar of a share of 1, with its interval as a line on it."""
+    parts = [tag("i", class_="fill", style=f"width:{bar.share * 100:.2f}%")]
+    low, high = (getattr(bar.of, end, None) for end in ("low", "high"))
+    if low is not None and high is not None:
+        place = f"left:{low * 100:.2f}%;width:{max(high - low, 0.002) * 100:.2f}%"
+        parts.append(tag("s", class_="span", style=place))
+    words = f"{bar.name} {percent(bar.share)}"
+    return tag("span", *parts, class_="bar", role="img", aria_label=words)
 
 
-def probability(share: float, meaning: str, *, key: str | None = None) -> Html:
-    """Return a probability that was counted over draws."""
-    return figure(share, "1", meaning, key=key, text=chance(share))
-
-
-def absent(meaning: str, *, key: str | None = None) -> Html:
-    """Return the "-" of what was not measured."""
-    return tag(
-        "span",
-        ABSENT,
-        class_="n none",
-        tabindex="0",
-        data_tip=f"{meaning} {NOT_MEASURED}",
-        data_key=key,
-    )
-
-
-def term(text: str, meaning: str) -> Html:
-    """Return words with their meaning on hover and on focus."""
-    return tag("span", text, class_="term", tabindex="0", data_tip=meaning)
-
-
-def table(
-    head: Iterable[Content],
-    rows: Iterable[Iterable[Content]],
-    *,
-    class_: str | None = None,
-    caption: str,
-) -> Html:
+def _table(table: Table) -> Html:
     """Return a table that scrolls by itself where it is too wide; the first cell heads its row."""
     body = [
-        tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells))
-        for first, *cells in rows
+        tag("tr", tag("th", first, scope="row"), *map(_data, cells, table.heads[1:]))
+        for first, *cells in table.rows
     ]
+    heads = tag("tr", *(tag("th", cell, scope="col") for cell in table.heads))
+    caption = table.caption or f"{table.title[:1].upper()}{table.title[1:]}"
+    of = f", with {table.intervals}" if table.intervals else ""
     return tag(
         "div",
         tag(
             "table",
-            tag("caption", caption),
-            tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))),
+            tag("caption", f"{caption}{of}"),
+            tag("thead", heads),
             tag("tbody", *body),
-            class_=class_,
+            class_=table.style,
         ),
         class_="wide",
     )
 
 
-def captioned(
-    caption: str,
-    estimates: Iterable[Estimate | None],
-    beside: Mapping[str, Iterable[Estimate | None]] | None = None,
-) -> str:
-    """Return a caption that says what the intervals of its table are of, if it has any."""
-    of = intervals_of(estimates, beside=beside)
-    return f"{caption}, with {of}" if of else caption
+def _data(cell: Cell, head: Cell) -> Html:
+    if isinstance(cell, Value) and isinstance(head, Term) and not cell.meaning:
+        cell = replace(cell, meaning=head.meaning)
+    return tag("td", cell)
 
 
 class Empty(Html):

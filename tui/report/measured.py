@@ -7,41 +7,36 @@ from collections.abc import Sequence
 
 from traces.live.watched import Watched
 from traces.schema.estimate import Estimate
-from traces.schema.formats import integer, number, percent, percent_change
+from traces.schema.formats import number, percent, percent_change
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
-from tui.report.markup import (
-    BREAK,
-    Content,
-    Html,
-    captioned,
-    empty,
-    estimated,
-    figure,
-    join,
-    table,
-    tag,
-    term,
-)
+from tui.report.markup import BREAK, Content, Html, empty, join, tag
 from tui.report.material import MOST_FORETOLD, Material
 from tui.report.words import KINDS, OF_RUN, configuration
-from tui.text.recordings.kernels import held_texts
+from tui.text.advice import capital
+from tui.text.blocks import Cell, Table, Term, Value, count
+from tui.text.recordings.kernels import (
+    collectives_table,
+    families_table,
+    held_texts,
+    idle_parts,
+    kept_table,
+)
 from tui.text.recordings.show import warnings_of
 
 MOST_RUNS = 100  # rows of a table; the page stays small
 OF_IMPORTS = "sample_latency_s.p50"
+NO_COLLECTIVES = (
+    "No collectives: the run used one device, or its ranks did not talk in the windows."
+)
 
 
 def name_of(run: Run, index: int, lead: str | None = None) -> Html:
     """Return what a run is called, its number in the table of runs, and its configuration."""
     imported, lead = run.imported is not None, lead or f"{index + 1}"
     return configuration(run.engine, run.policy, lead=lead, imported=imported)
-
-
-def _count(value: float | None, meaning: str, *, key: str | None = None) -> Html:
-    return figure(value, "", meaning, key=key, text=integer(value))
 
 
 def _cut(runs: Sequence[Run]) -> Html | None:
@@ -63,12 +58,12 @@ def recorded_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> Ht
     tags += [OF_IMPORTS] if _any(runs, OF_IMPORTS) else []
     columns = [quantity(name) for name in tags]
     decided = "Problems that got an answer. Every mean rests on these."
-    heads: list[Content] = ["run", term("problems", decided)]
-    heads += [term(each.noun, each.meaning) for each in columns]
+    heads: list[Cell] = ["run", Term("problems", decided)]
+    heads += [Term(each.noun, each.meaning) for each in columns]
     rows = []
     for index, run in enumerate(runs[:MOST_RUNS]):
         where = f"runs.{index}"
-        cells: list[Content] = [
+        cells: list[Cell] = [
             join(
                 [
                     name_of(run, index, None if names is None else names[index]),
@@ -76,16 +71,14 @@ def recorded_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> Ht
                 ],
                 BREAK,
             ),
-            _count(run.problems, decided, key=f"{where}.problems"),
+            count(run.problems, key=f"{where}.problems"),
         ]
         for each in columns:
             estimate = estimate_of(run, each.tag)
-            cells.append(estimated(estimate, each.meaning, key=f"{where}.{each.tag}"))
+            cells.append(Value(estimate, key=f"{where}.{each.tag}"))
         rows.append(cells)
     what = "Recorded runs" if names is None else runs[0].recording
-    shown = (estimate_of(run, each.tag) for run in runs for each in columns)
-    caption = captioned(f"{what}, per problem", shown)
-    numbers = table(heads, rows, caption=caption, class_="runs")
+    numbers = Table(heads=heads, rows=rows, caption=f"{what}, per problem", style="runs")
     return join([_warnings(runs) if names is None else None, numbers, _cut(runs)])
 
 
@@ -123,25 +116,25 @@ def time_breakdown(runs: Sequence[Run], watched: Sequence[Watched] = ()) -> Html
     some = {kind for _, run in timed for kind, spent in run.seconds.items() if spent > 0}
     kinds = {kind: told for kind, told in KINDS.items() if kind != "other" or kind in some}
     length = "Mean seconds of one step of this kind."
-    heads: list[Content] = ["run", "share of the time"]
-    heads += [term(kind, told) for kind, told in kinds.items()]
+    heads: list[Cell] = ["run", "share of the time"]
+    heads += [Term(kind, told) for kind, told in kinds.items()]
     heads += [
-        term("whole", "From the first step to the last."),
-        *(term(f"a {kind} step", length) for kind in ("prefill", "decode", "mixed")),
+        Term("whole", "From the first step to the last."),
+        *(Term(f"a {kind} step", length) for kind in ("prefill", "decode", "mixed")),
     ]
     rows = []
     for index, run in timed[:MOST_RUNS]:
         total = sum(run.seconds.values())
         shares = {kind: run.seconds.get(kind, 0.0) / total for kind in kinds}
-        cells: list[Content] = [name_of(run, index), _stack(shares)]
+        cells: list[Cell] = [name_of(run, index), _stack(shares)]
         for kind, words in kinds.items():
             spent = run.seconds.get(kind, 0.0)
             meaning = f"{words} {number(spent, 's')} of {number(total, 's')}."
-            cells.append(figure(shares[kind], "1", meaning, text=percent(shares[kind])))
-        cells.append(figure(total, "s", "From the first step to the last."))
+            cells.append(Value(shares[kind], meaning, text=percent(shares[kind])))
+        cells.append(Value(total, unit="s"))
         for kind in ("prefill", "decode", "mixed"):
             where = f"runs.{index}.step_time.{kind}_s"
-            cells.append(estimated(run.step_time.get(f"{kind}_s"), length, key=where))
+            cells.append(Value(run.step_time.get(f"{kind}_s"), key=where))
         rows.append(cells)
     keys = [tag("span", tag("i", class_=f"swatch {kind}"), kind, class_="key") for kind in kinds]
     none = len(runs) - len(timed)
@@ -149,7 +142,7 @@ def time_breakdown(runs: Sequence[Run], watched: Sequence[Watched] = ()) -> Html
     return join(
         [
             tag("p", join(keys, " "), class_="legend"),
-            table(heads, rows, caption="Share of each run's time by kind of step"),
+            Table(heads=heads, rows=rows, caption="Share of each run's time by kind of step"),
             tag("p", note, class_="note") if none else None,
         ]
     )
@@ -168,15 +161,6 @@ def _stack(shares: dict[str, float]) -> Html:
     )  # fmt: skip
 
 
-def _bar(share: float, tip: str, low: float | None = None, high: float | None = None) -> Html:
-    """Return a bar of a share of 1, with its interval as a line on it."""
-    parts = [tag("i", class_="fill", style=f"width:{share * 100:.2f}%")]
-    if low is not None and high is not None:
-        place = f"left:{low * 100:.2f}%;width:{max(high - low, 0.002) * 100:.2f}%"
-        parts.append(tag("s", class_="span", style=place))
-    return tag("span", *parts, class_="bar", role="img", aria_label=tip)
-
-
 def kernels(runs: Sequence[Run]) -> Html:
     """Return families of kernels, collectives and idle devices of the runs that were profiled."""
     profiled = [(i, run) for i, run in enumerate(runs) if run.time_by_family]
@@ -189,78 +173,26 @@ def kernels(runs: Sequence[Run]) -> Html:
     for index, run in profiled[:MOST_RUNS]:
         parts += [
             tag("h3", name_of(run, index)),
-            _families(run, index),
+            families_table(run, f"runs.{index}."),
             _idle(run),
-            _collectives(run),
+            collectives_table(run.collectives)
+            if run.collectives
+            else tag("p", NO_COLLECTIVES, class_="note"),
         ]
     return join(parts)
 
 
-def _families(run: Run, index: int) -> Html:
-    meaning = "Own time of the kernels of this family in the profiled steps, per rank."
-    rows = []
-    for place, each in enumerate(run.time_by_family or ()):
-        where = f"runs.{index}.time_by_family.{place}"
-        rows.append(
-            [
-                each.family,
-                _bar(each.share, f"{each.family} {percent(each.share)}"),
-                figure(each.share, "1", meaning, key=f"{where}.share", text=percent(each.share)),
-                figure(each.s, "s", meaning, key=f"{where}.s"),
-            ]
-        )
-    heads = ("family", "share", "", term("time", meaning))
-    return table(heads, rows, caption="Kernel time by family", class_="bars")
+def _collectives(run: Run) -> Content:
+    why = "No collectives: the run used one device, or its ranks did not talk in the windows."
+    return collectives_table(run.collectives) if run.collectives else tag("p", why, class_="note")
 
 
 def _idle(run: Run) -> Html:
-    device = run.device_time
-    if device is None:
+    if run.device_time is None:
         return tag("p", "How long the devices were idle was not recorded.", class_="note")
-    busy = "Device time in the profiled windows in which something ran, over all ranks."
-    idle = "Device time in the profiled windows in which nothing ran, over all ranks."
-    many = "window" if device.windows == 1 else "windows"
-    return tag(
-        "p",
-        f"In {device.windows:,} {many}: busy ",
-        figure(device.busy_s, "s", busy),
-        ", idle ",
-        figure(device.idle_s, "s", idle),
-        " (",
-        figure(device.idle_share, "1", idle, text=percent(device.idle_share)),
-        "). ",
-        *(f"{text[:1].upper()}{text[1:]}. " for text in held_texts(device.held)),
-    )
-
-
-def _collectives(run: Run) -> Html:
-    if not run.collectives:
-        why = "No collectives: the run used one device, or its ranks did not talk in the windows."
-        return tag("p", why, class_="note")
-    meanings = {
-        "ranks": "Devices that take part.",
-        "calls": "Calls per rank in the profiled steps.",
-        "bytes": "Bytes handed to the collective, per rank.",
-        "time": "Time per rank. Waiting for a late rank counts.",
-        "exposed": "Time that no computation hid.",
-        "bus": "What a link carries a second, as nccl-tests counts it.",
-    }
-    rows: list[list[Content]] = []
-    for each in run.collectives:
-        bandwidth = each.busbw_bytes_per_s
-        rows.append(
-            [
-                each.name,
-                _count(each.group_size, meanings["ranks"]),
-                _count(each.calls, meanings["calls"]),
-                figure(each.bytes, "B", meanings["bytes"]),
-                figure(each.s, "s", meanings["time"]),
-                figure(each.exposed_s, "s", meanings["exposed"]),
-                figure(bandwidth, "B/s", meanings["bus"]),
-            ]
-        )
-    heads = ["collective", *(term(name, meaning) for name, meaning in meanings.items())]
-    return table(heads, rows, caption="Collectives: the devices talking to one another")
+    first, *parts = idle_parts(run.device_time)
+    held = (f"{capital(text)}. " for text in held_texts(run.device_time.held))
+    return tag("p", capital(str(first)), *parts, ". ", *held)
 
 
 def speculation(material: Material) -> Html:
@@ -277,49 +209,30 @@ def speculation(material: Material) -> Html:
             "No acceptance: no run used speculative decoding. ttscope record --speculative "
             "records one that does."
         )
-    meaning = "Share of the drafts whose token at this position the model kept."
     reading = (
         "A draft guesses the next tokens and the model keeps the leading ones that it would "
         "have written itself. The higher the bars and the slower they fall, the more "
         "speculation pays. The line on a bar is its 90 % interval."
     )
-    drawn = [_accepted(run, index, meaning) for index, run in speculated[:MOST_RUNS]]
+    drawn = [_accepted(run, index) for index, run in speculated[:MOST_RUNS]]
     return join([tag("p", reading), tag("div", *drawn, class_="charts")])
 
 
-def _accepted(run: Run, index: int, meaning: str) -> Html:
+def _accepted(run: Run, index: int) -> Html:
     assert run.acceptance is not None
     length = "Tokens gained by a step with a draft: the kept ones and the model's own."
-    where = f"runs.{index}.acceptance"
-    rows = []
-    for place, share in enumerate(run.acceptance.accepted_per_position):
-        rows.append(_position(place, share, meaning, f"{where}.accepted_per_position.{place}"))
-    heads = ("position", "", term("share kept", meaning))
-    gained = [
+    where = f"runs.{index}.acceptance."
+    gained: list[Content] = [
         "In a step with a draft a sample gains ",
-        estimated(run.acceptance.length, length, key=f"{where}.length"),
+        Value(run.acceptance.length, length, key=f"{where}length"),
         " tokens. Without a draft it gains 1.",
     ]
     return tag(
         "figure",
         tag("figcaption", name_of(run, index)),
         tag("p", *gained),
-        table(
-            heads,
-            rows,
-            caption=captioned(
-                "Kept by position of the draft", run.acceptance.accepted_per_position
-            ),
-            class_="bars",
-        ),
+        kept_table(run.acceptance, where),
     )
-
-
-def _position(place: int, share: Estimate | None, meaning: str, where: str) -> list[Content]:
-    drawn = None
-    if share is not None:
-        drawn = _bar(share.value, f"position {place + 1}: {share.value:.3f}", share.low, share.high)
-    return [str(place + 1), drawn or "", estimated(share, meaning, key=where)]
 
 
 # Predicted against measured: each run as the other recordings foretell it.
@@ -340,9 +253,8 @@ def predicted_against_measured(material: Material) -> Html:
     for place, run_measured in enumerate(material.runs):
         key = (run_measured.recording, run_measured.engine, run_measured.policy or AS_SENT)
         runs.setdefault(key, []).append((place, run_measured))
-    rows: list[list[Content]] = []
+    rows: list[list[Cell]] = []
     ratios: list[tuple[float, bool | None]] = []
-    means: list[tuple[Estimate, Estimate]] = []
     refused: dict[str, list[str]] = {}
     for each in material.foretold:
         waiting = runs.get((each.recording, each.engine, each.policy))
@@ -355,14 +267,13 @@ def predicted_against_measured(material: Material) -> Html:
             continue
         ratio, holds = predicted.value / measured.value, predicted.holds(measured.value)
         ratios.append((ratio, holds))
-        means.append((predicted, measured))
         rows.append(
             [
                 name_of(run, index),
-                estimated(measured, MEASURED, key=f"runs.{index}.latency_s.mean"),
-                estimated(predicted, PREDICTED),
+                Value(measured, key=f"runs.{index}.latency_s.mean"),
+                Value(predicted),
                 _plot(predicted, measured),
-                figure(ratio - 1, "1", OFF, text=percent_change(ratio - 1)),
+                Value(ratio - 1, text=percent_change(ratio - 1)),
                 "-" if holds is None else ("yes" if holds else "no"),
             ]
         )
@@ -378,23 +289,23 @@ def predicted_against_measured(material: Material) -> Html:
         why = material.not_foretold or "no run can be predicted from the others"
         nothing = empty(f"Nothing to hold against one another. Why: {why}.")
         return join([nothing, *notes]) if notes else nothing
-    caption = captioned(
-        "Mean latency of a problem",
-        (each for each, _ in means),
-        {"measured": (each for _, each in means)},
-    )
     heads = (
         "run",
-        term("measured", MEASURED),
-        term("predicted", PREDICTED),
-        term("predicted / measured", "The line is the predicted 90 % interval, the dot the value."),
-        term("off by", OFF),
-        term("interval holds it", HOLDS),
+        Term("measured", MEASURED),
+        Term("predicted", PREDICTED),
+        Term("predicted / measured", "The line is the predicted 90 % interval, the dot the value."),
+        Term("off by", OFF),
+        Term("interval holds it", HOLDS),
     )
     return join(
         [
             tag("p", _summary(ratios)),
-            table(heads, rows, caption=caption),
+            Table(
+                heads=heads,
+                rows=rows,
+                caption="Mean latency of a problem",
+                apart={"measured": 1},
+            ),
             *notes,
         ]
     )
@@ -407,9 +318,7 @@ def _summary(ratios: Sequence[tuple[float, bool | None]]) -> Html:
     parts: list[Content] = [
         "How far to trust the advice: each run was predicted as if it had never been made, from "
         "the other recordings alone, and is held against what was measured. The mean error is ",
-        figure(
-            error, "1", "Mean of the absolute errors of the rows below.", text=percent(error, 1)
-        ),
+        Value(error, "Mean of the absolute errors of the rows below.", text=percent(error, 1)),
     ]
     if judged:
         parts.append(f", and {sum(judged)} of {len(judged)} intervals hold what was measured")

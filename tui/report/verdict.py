@@ -9,27 +9,12 @@ from advisor.advice.command import command_note
 from traces.live.watched import Watched
 from traces.plain_text import name_word, quoted
 from traces.schema.advice import Pick, Recommendation
-from traces.schema.estimate import Estimate
 from traces.schema.quantities import latency, quantity
 from traces.schema.tts.policy import AS_SENT
-from tui.report.markup import (
-    BREAK,
-    Content,
-    Html,
-    captioned,
-    empty,
-    estimated,
-    figure,
-    join,
-    probability,
-    table,
-    tag,
-    term,
-)
+from tui.report.markup import BREAK, Content, Html, empty, join, tag
 from tui.report.material import Material
 from tui.report.words import REGRET, SURE, configuration
 from tui.text.advice import (
-    COSTS,
     MAPPED,
     OF_A_RUN,
     OPTIONAL,
@@ -37,13 +22,14 @@ from tui.text.advice import (
     against,
     capital,
     cost_words,
-    costed,
+    costs_table,
     fits,
     in_words,
     marks,
     picks_of,
     telling_regret,
 )
+from tui.text.blocks import Cell, Table, Term, Value, probability
 from tui.text.commands import command_lines, split_command
 from tui.text.recordings.live import effect_text, server_name
 from tui.text.words import (
@@ -162,7 +148,7 @@ def _choices(answer: Recommendation) -> Iterable[Content]:
             key = f"pareto.{place}.estimates.{each.name}"
             parts += [
                 f", {each.noun} ",
-                estimated(pick.estimates.get(each.name), each.meaning, key=key),
+                Value(pick.estimates.get(each.name), each.meaning, key=key),
             ]
         yield tag("p", *parts, ".")
     yield tag("p", f"The fronts below show what lies between. {SET_ONE}")
@@ -175,18 +161,18 @@ def _against(answer: Recommendation) -> Html:
     regret = None if name is None else answer.regret[name]
     if not size or regret is None or size.endswith(" times"):  # no number of the regret
         return join([head, size, tail])
-    return join([head, figure(abs(regret.value), regret.unit, REGRET, text=size), tail])
+    return join([head, Value(abs(regret.value), REGRET, text=size), tail])
 
 
-def _numbers(answer: Recommendation) -> Html:
+def _numbers(answer: Recommendation) -> Table:
     columns = [*picks_of(answer).items()]
     (_, pick), apart = columns[0], len(columns) > 1
-    heads: list[Content] = ["expected per problem"]
+    heads: list[Cell] = ["expected per problem"]
     for letter, (name, each) in zip("AB", columns, strict=False):
         both = answer.compute_optimal is not None and not apart
         note = "Also compute-optimal: fewest FLOPs." if both else ""
         heads.append(_head(letter, name, each, note))
-    heads += [term("B minus A (regret)", REGRET)] if apart else []
+    heads += [Term("B minus A (regret)", REGRET)] if apart else []
     run = pick.measured if pick.measured is not None and pick.measured.at_load else None
     if run is not None:
         note = f"measured in {run.recording}, {run.problems} problems"
@@ -197,70 +183,51 @@ def _numbers(answer: Recommendation) -> Html:
         if name in OPTIONAL and not any(estimates):
             continue
         meaning = quantity(name).meaning
-        row: list[Content] = [term(quantity(name).noun, meaning)]
+        row: list[Cell] = [Term(quantity(name).noun, meaning)]
         for (title, _), estimate in zip(columns, estimates, strict=True):
             who = title.replace("-", "_")
-            row.append(estimated(estimate, meaning, key=f"{who}.estimates.{name}"))
+            row.append(Value(estimate, meaning, key=f"{who}.estimates.{name}"))
             if run is not None and who == "system_optimal":
                 key = f"{who}.measured.estimates.{name}"
                 measured = name in run.estimates
-                row.append(estimated(run.estimates[name], meaning, key=key) if measured else "-")
+                row.append(Value(run.estimates[name], meaning, key=key) if measured else "-")
         if apart:
             has_regret, key = name in answer.regret, f"regret.{name}"
-            row.append(
-                estimated(answer.regret[name], REGRET, key=key, sign=True) if has_regret else ""
-            )
+            row.append(Value(answer.regret[name], REGRET, key=key, sign=True) if has_regret else "")
         rows.append(row)
-    expected = (each for _, pick in columns for each in pick.estimates.values())
-    beside = {
-        "as it was run": () if run is None else run.estimates.values(),
-        "regret": answer.regret.values() if apart else (),
-    }
-    caption = captioned("What to expect", expected, beside)
-    return table(heads, rows, caption=caption, class_="verdict")
+    apart_columns = {} if run is None else {"as it was run": 2}
+    apart_columns |= {"regret": len(heads) - 1} if apart else {}
+    return Table(
+        heads=heads, rows=rows, caption="What to expect", apart=apart_columns, style="verdict"
+    )
 
 
 def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:
     """Return what the picks cost as people count it, None where nothing of it is known."""
-    picks = costed(answer, accounts)
-    rows: list[list[Content]] = []
-    known: list[Estimate | None] = []
-    for field, noun in COSTS.items():
-        values = [getattr(costs, field) for _, costs in picks]
-        if any(each is not None for each in values):
-            keys = [f"costs.{name.replace('-', '_')}.{field}" for name, _ in picks]
-            cells = zip(values, keys, strict=True)
-            known += values
-            rows.append([noun, *(estimated(each, f"{noun}.", key=key) for each, key in cells)])
-    if not rows:
+    costs = costs_table(answer, accounts)
+    if costs is None:
         return None
-    costs_table = table(
-        ["costs", *(name for name, _ in picks)],
-        rows,
-        caption=captioned("What it costs", known),
-        class_="verdict",
-    )
-    return join([costs_table, *(tag("p", text) for text in cost_words(accounts))])
+    return join([costs, *(tag("p", text) for text in cost_words(accounts))])
 
 
-def _efforts(found: EffortMap) -> Html:
+def _efforts(found: EffortMap) -> Table:
     """Return the efforts on the pick's engine, for all problems and for each class of them."""
     shown = [quantity(name) for name in MAPPED]
     classes = [("all problems", "efforts", found.efforts)] + [
         (name, f"efforts.classes.{name}.efforts", each.efforts)
         for name, each in found.classes.items()
     ]
-    rows: list[list[Content]] = []
+    rows: list[list[Cell]] = []
     for name, where, efforts in classes:
         for place, effort in enumerate(efforts):
             key = f"efforts.{where}.{place}" if where == "efforts" else f"{where}.{place}"
             words = policy_words(effort.policy)
             said: list[Content] = [tag("strong", words) if effort.use else words]
             numbers = [
-                estimated(effort.estimates.get(q.name), q.meaning, key=f"{key}.estimates.{q.name}")
+                Value(effort.estimates.get(q.name), q.meaning, key=f"{key}.estimates.{q.name}")
                 for q in shown
             ]
-            cut = estimated(
+            cut = Value(
                 effort.cut_share,
                 "The share of samples that end at the limit of tokens.",
                 key=f"{key}.cut_share",
@@ -269,10 +236,15 @@ def _efforts(found: EffortMap) -> Html:
                 effort.probability_within_budget, SURE, key=f"{key}.probability_within_budget"
             )
             rows.append([name, join(said), *numbers, cut, sure])
-    heads = ["problems", "effort", *(each.noun for each in shown), "cut off", term("sure", SURE)]
+    heads: list[Cell] = [
+        "problems",
+        "effort",
+        *(each.noun for each in shown),
+        "cut off",
+        Term("sure", SURE),
+    ]
     caption = "Which effort to use on this engine. The best that fits the budget stands out"
-    known = (e.estimates.get(q.name) for _, _, efforts in classes for e in efforts for q in shown)
-    return table(heads, rows, caption=captioned(caption, known))
+    return Table(heads=heads, rows=rows, caption=caption)
 
 
 def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
@@ -302,13 +274,13 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
     if not answer.near_misses:
         yield empty("Why: no candidate could be judged.")
         return
-    rows: list[list[Content]] = []
+    rows: list[list[Cell]] = []
     for miss in answer.missed:
         index = answer.near_misses.index(miss)
         rows.append(
             [
                 limit_words(miss.limit, miss.wanted, answer.budget.latency_percentile),
-                estimated(
+                Value(
                     miss.nearest,
                     "What comes nearest to this limit, keeping the others where that is possible.",
                     key=f"near_misses.{index}.nearest",
@@ -326,11 +298,9 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
                 ),
             ]
         )
-    heads = ("wanted", "nearest", "with", "sure of this limit", term("sure of all limits", SURE))
-    caption = captioned(
-        "What comes nearest to each limit that is missed", [m.nearest for m in answer.missed]
-    )
-    yield table(heads, rows, caption=caption)
+    heads = ("wanted", "nearest", "with", "sure of this limit", Term("sure of all limits", SURE))
+    caption = "What comes nearest to each limit that is missed"
+    yield Table(heads=heads, rows=rows, caption=caption)
     best = answer.compute_optimal
     if best is not None:
         how = engine_words(best.engine, prior=best.prior)

@@ -34,8 +34,9 @@ from traces.schema.quantities import (
 )
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import to_plain
+from tui.text.blocks import Cell, Table, Value, probability, table_lines
 from tui.text.commands import command_lines, split_command
-from tui.text.layout import align, fold
+from tui.text.layout import fold
 from tui.text.words import (
     budget_words,
     given_words,
@@ -44,7 +45,7 @@ from tui.text.words import (
 )
 
 if TYPE_CHECKING:
-    from advisor.advice.accounts.costs import Accounts, Costs
+    from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import Effort, EffortMap
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
@@ -309,7 +310,7 @@ def _choices(answer: Recommendation, width: int) -> Iterable[str]:
     if not answer.pareto:
         yield "No candidate keeps up with the load."
         return
-    of = _intervals(answer.pareto)
+    of = intervals_of(each for pick in answer.pareto for each in pick.estimates.values())
     yield from _wrap(f"The best {shown[1].noun} for each accuracy{f', {of}' * bool(of)}:", width)
     for pick in answer.pareto:
         values = [f"{each.noun} {with_interval(pick.estimates.get(each.name))}" for each in shown]
@@ -348,20 +349,14 @@ def estimate_lines(
         heads = ["system- and compute-optimal"]
     if letters:
         heads = [f"{letter} {head}" for letter, head in zip("AB", heads, strict=False)]
-    rows = _table_of(picks, heads, names)
-    more = ["difference", *("" if other is None else _change(answer, name) for name in names)]
-    wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
-    differs = any(more[1:])
-    apart = {"difference": answer.regret.values()} if differs else {}
-    yield from _headed(picks, wide if differs else rows, width, beside=apart)
+    changes = {} if other is None else {name: _change(answer, name) for name in names}
+    table = _table_of(picks, heads, names, changes)
+    yield from table_lines(table, width)
     if other is not None and explain:
         yield ""
         title = f"Compute-optimal minus system-optimal (regret), {_name(other)}"
         yield from _differences(title, answer.regret, width)
-    signs = _signs(
-        [cell for row in rows for cell in row],
-        said=any(OUTSIDE in each for each in marks(picks[0])),
-    )
+    signs = _signs(table, said=any(OUTSIDE in each for each in marks(picks[0])))
     if signs:
         yield signs
 
@@ -373,15 +368,24 @@ def picks_of(answer: Recommendation) -> dict[str, Pick]:
     return {name: pick for name, pick in named.items() if pick is not None}
 
 
-def _table_of(picks: Sequence[Pick], heads: Sequence[str], names: Iterable[str]) -> list[list[str]]:
-    """Return a row for each name, with a column for each pick."""
+def _table_of(
+    picks: Sequence[Pick],
+    heads: Sequence[str],
+    names: Iterable[str],
+    changes: Mapping[str, Value] | None = None,
+) -> Table:
+    """Return a row for each name, a column for each pick, and one for what changes, if anything."""
     known = [each for pick in picks for each in pick.estimates.values() if each is not None]
-    first = all(each.low is None for each in known)
-    rows = [["first estimate" if first else "", *heads[: len(picks)]]]
+    first = "first estimate" if all(each.low is None for each in known) else ""
+    differs = any(map(str, (changes or {}).values()))
+    rows: list[list[Cell]] = []
     for name in names:
-        cells = [with_interval(pick.estimates.get(name)) for pick in picks]
-        rows.append([quantity(name).noun, *cells])
-    return rows
+        values = [Value(pick.estimates.get(name)) for pick in picks]
+        rows.append(
+            [quantity(name).noun, *values, *([changes[name]] if changes and differs else ())]
+        )
+    columns = [first, *heads[: len(picks)], *["difference"] * differs]
+    return Table(heads=columns, rows=rows, apart={"difference": -1} if differs else {})
 
 
 def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[str]:
@@ -397,27 +401,9 @@ def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[st
     ]
 
 
-def _intervals(
-    picks: Iterable[Pick], beside: Mapping[str, Iterable[Estimate | None]] | None = None
-) -> str:
-    """Return what the intervals of a table are of; values alone have none."""
-    known = (each for pick in picks for each in pick.estimates.values())
-    return intervals_of(known, beside=beside)
-
-
-def _headed(
-    picks: Iterable[Pick],
-    rows: Sequence[Sequence[str]],
-    width: int,
-    beside: Mapping[str, Iterable[Estimate | None]] | None = None,
-) -> list[str]:
-    """Return a table of picks below a line that says what its intervals are of."""
-    head = _intervals(picks, beside)
-    return [*(_wrap(head, width) if head else ()), *side_by_side(rows, width)]
-
-
-def _signs(cells: Sequence[str], *, said: bool = False) -> str:
+def _signs(table: Table, *, said: bool = False) -> str:
     """Return what the marks of a table mean, unless `marks` said what lies outside."""
+    cells = [str(cell) for row in table.rows for cell in row]
     outside = not said and any(OUTSIDE in cell for cell in cells)
     signs = [f"{OUTSIDE} outside what was measured"] if outside else []
     signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
@@ -428,16 +414,9 @@ def beside_lines(
     budget: Budget, picks: Sequence[Pick], width: int, *, heads: Sequence[str]
 ) -> list[str]:
     """Return the table of some configurations, each under its head."""
-    rows = _table_of(picks, heads, _shown(budget, picks, all_names=False))
-    signs = _signs([cell for row in rows for cell in row])
-    return [*_headed(picks, rows, width), *([signs] if signs else [])]
-
-
-def side_by_side(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Return columns side by side, those for which there is no room below the first."""
-    close = align(rows, gap=1)
-    fits = max(map(len, close)) <= width < max(map(len, align(rows)))
-    return close if fits else align(rows, width=width)
+    table = _table_of(picks, heads, _shown(budget, picks, all_names=False))
+    signs = _signs(table)
+    return [*table_lines(table, width), *([signs] if signs else [])]
 
 
 COSTS = {  # of `Costs`, in the order in which they are shown
@@ -452,27 +431,28 @@ COSTS = {  # of `Costs`, in the order in which they are shown
 
 
 def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> list[str]:
-    """Return what the picks cost as people count it, the rows of which anything is known."""
-    picks = costed(answer, accounts)
-    rows = [["costs", *(name for name, _ in picks)]]
-    known: list[Estimate | None] = []
-    for field, noun in COSTS.items():
-        values = [getattr(costs, field) for _, costs in picks]
-        if any(each is not None for each in values):
-            rows.append([noun, *map(with_interval, values)])
-            known += values
-    if len(rows) == 1:
+    """Return what the picks cost as people count it, nothing where nothing of it is known."""
+    table = costs_table(answer, accounts)
+    if table is None:
         return []
-    head = _wrap(intervals_of(known), width)
-    return ["", *head, *side_by_side(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
+    return ["", *table_lines(table, width), *_wrap(" ".join(cost_words(accounts)), width)]
 
 
-def costed(answer: Recommendation, accounts: Accounts) -> list[tuple[str, Costs]]:
-    """Return the picks that have costs, one where both are the same."""
-    named = [("system-optimal", accounts.system_optimal)]
+def costs_table(answer: Recommendation, accounts: Accounts) -> Table | None:
+    """Return the costs of which anything is known, of one pick where both are the same."""
+    named = {"system-optimal": accounts.system_optimal}
     if not same(answer.system_optimal, answer.compute_optimal):
-        named.append(("compute-optimal", accounts.compute_optimal))
-    return [(name, costs) for name, costs in named if costs is not None]
+        named["compute-optimal"] = accounts.compute_optimal
+    picks = {name: costs for name, costs in named.items() if costs is not None}
+    rows: list[list[Cell]] = []
+    for field, noun in COSTS.items():
+        values = {name: getattr(costs, field) for name, costs in picks.items()}
+        if any(each is not None for each in values.values()):
+            keys = {name: f"costs.{name.replace('-', '_')}.{field}" for name in picks}
+            cells = (Value(each, f"{noun}.", key=keys[name]) for name, each in values.items())
+            rows.append([noun, *cells])
+    heads = ("costs", *picks)
+    return Table(heads=heads, rows=rows, caption="What it costs", style="verdict") if rows else None
 
 
 def cost_words(accounts: Accounts) -> list[str]:
@@ -511,17 +491,16 @@ def effort_lines(efforts: EffortMap, width: int) -> list[str]:
     every = efforts.efforts
     if len(every) > 1:
         heads = [f"{effort_name(each)}{f' {USED}' * each.use}" for each in every]
-        rows, known = [["effort", *heads]], list[Estimate | None]()
+        rows: list[list[Cell]] = []
         for name in MAPPED:
             values = [each.estimates.get(name) for each in every]
             if any(each is not None for each in values):
-                rows.append([quantity(name).noun, *map(with_interval, values)])
-                known += values
+                rows.append([quantity(name).noun, *map(Value, values)])
         if any(each.cut_share is not None for each in every):
-            rows.append(["samples cut off", *(with_interval(each.cut_share) for each in every)])
-        sure = [chance(each.probability_within_budget) for each in every]
-        lines = _wrap(intervals_of(known), width)
-        lines += side_by_side([*rows, ["sure of the limits", *sure]], width)
+            rows.append(["samples cut off", *(Value(each.cut_share) for each in every)])
+        sure = (probability(each.probability_within_budget) for each in every)
+        rows.append(["sure of the limits", *sure])
+        lines = table_lines(Table(heads=["effort", *heads], rows=rows), width)
     groups = {name: each.efforts for name, each in efforts.classes.items()}
     if len(every) < 2 and not groups:
         return []
@@ -545,19 +524,16 @@ def effort_name(effort: Effort) -> str:
     return effort.reasoning_effort or "effort not set"
 
 
-def _change(answer: Recommendation, name: str) -> str:
+def _change(answer: Recommendation, name: str) -> Value:
     """Return by how much the compute-optimal pick has more than ours, nothing where not known."""
     regret, pick = answer.regret.get(name), answer.system_optimal
     ours = None if pick is None else pick.estimates.get(name)
     if regret is None or ours is None or not ours.value:
-        return ""
-    if regret.holds(0.0):
-        return "tied"
-    return (
-        number(regret.value, "1", sign=True)
-        if regret.unit == "1"
-        else percent_change(regret.value / ours.value)
-    )
+        return Value(regret, text="")
+    text = percent_change(regret.value / ours.value)
+    if regret.unit == "1":
+        text = number(regret.value, "1", sign=True)
+    return Value(regret, text="tied" if regret.holds(0.0) else text)
 
 
 def _differences(
@@ -591,18 +567,16 @@ def comparison_lines(
     name: str, pick: Pick, measured: Mapping[str, Estimate | None], *, within: bool = True
 ) -> list[str]:
     """Return a pick's numbers as predicted and as measured; `within`: do these lie inside."""
-    rows = [[name, "predicted", "measured", "within" * within]]
-    predicted_ones = [pick.estimates.get(metric) for metric in COMPARED]
-    of = intervals_of(predicted_ones, beside={"measured": [measured[m] for m in COMPARED]})
+    rows: list[list[Cell]] = []
     for metric in COMPARED:
         predicted, run = pick.estimates.get(metric), measured[metric]
         if predicted is None and run is None:
             continue
         holds = None if predicted is None or run is None else predicted.holds(run.value)
         inside = {True: "yes", False: "no", None: ABSENT}[holds]
-        cells = (with_interval(predicted), with_interval(run), inside * within)
-        rows.append([quantity(metric).noun, *cells])
-    return ["", *(_wrap(of, 80) if of else ()), *align(rows)]
+        rows.append([quantity(metric).noun, Value(predicted), Value(run), inside * within])
+    heads = (name, "predicted", "measured", "within" * within)
+    return ["", *table_lines(Table(heads=heads, rows=rows, apart={"measured": 2}))]
 
 
 def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:

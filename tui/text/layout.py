@@ -83,6 +83,14 @@ def align(
     return lines
 
 
+def side_by_side(rows: Sequence[Sequence[str]], width: int, right: Iterable[int] = ()) -> list[str]:
+    """Return columns side by side, those for which there is no room below the first."""
+    flush = set(right)
+    close = align(rows, flush, gap=1)
+    fits = max(map(len, close)) <= width < max(map(len, align(rows, flush)))
+    return close if fits else align(rows, flush, width=width)
+
+
 def wrap(label: str, text: str, *, width: int, indent: int) -> list[str]:
     """Return text in lines of `width`, the first led by `label`, the others indented.
 

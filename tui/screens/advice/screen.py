@@ -37,7 +37,7 @@ from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
-from tui.text.advice import side_by_side
+from tui.text.layout import side_by_side
 from tui.widgets.still import StillColumn, StillRow, StillText
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from traces.schema.formats import value_of
 from traces.schema.quantities import quantity
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.entries import load
-from tui.text.advice import side_by_side
+from tui.text.layout import side_by_side
 
 pytestmark = pytest.mark.slow
 
