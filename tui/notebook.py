@@ -39,7 +39,7 @@ from tui.report.measured import recorded_runs, time_breakdown
 from tui.report.verdict import reasons, verdict_alone
 from tui.text.advice import advice_lines, cost_lines
 from tui.text.blocks import Table
-from tui.text.gate import gate_lines
+from tui.text.recordings.gate import gate_lines
 from tui.text.recordings.live import watched_lines
 from tui.text.recordings.show import (
     judged_policies,

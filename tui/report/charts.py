@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from traces.schema.estimate import Estimate
 from traces.schema.formats import scale
@@ -16,16 +16,17 @@ WIDTH, HEIGHT = 460.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 46.0
 LOG_FROM: Final = 8.0  # largest over smallest value from which an axis is logarithmic
 
-Shape = Literal["system", "compute", "both", "measured", "pick", "rival"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A configuration on a chart: where, how it is drawn, and what is told of it."""
+    """A configuration on a chart: where, what it is (also its CSS class), and what is told of it.
+
+    It is system or compute by the front that it is on, both, measured, pick or rival.
+    """
 
     x: Estimate
     y: Estimate
-    shape: Shape
+    shape: str
     tip: str
 
 
@@ -83,7 +84,7 @@ def scatter(
     unit: str,
     x_limit: float | None = None,
     y_limit: float | None = None,
-    joined: Collection[Shape] = (),
+    joined: Collection[str] = (),
 ) -> Html:
     """Return accuracy (up) against a measure (right); lines join the fronts that are `joined`."""
     limits = [] if x_limit is None else [x_limit]
@@ -179,7 +180,7 @@ def _mark(point: Point, across: PixelAxis, upward: PixelAxis) -> Html:
     )
 
 
-def symbol(shape: Shape, x: float, y: float) -> list[Html]:
+def symbol(shape: str, x: float, y: float) -> list[Html]:
     """Return how a shape is drawn around a place: told apart without colour."""
     dot = tag("circle", class_="dot", cx=x, cy=y, r=4.0)
     square = tag("rect", class_="square", x=x - 6, y=y - 6, width=12.0, height=12.0)
@@ -196,7 +197,7 @@ def symbol(shape: Shape, x: float, y: float) -> list[Html]:
     return [dot] if shape == "system" else [square]
 
 
-def key(shape: Shape, text: str, *, joined: bool = False) -> Html:
+def key(shape: str, text: str, *, joined: bool = False) -> Html:
     """Return one entry of a legend, of a front that is `joined` somewhere with its line."""
     line = tag("line", class_=f"front {shape}", x1=0.0, x2=34.0, y1=12.0, y2=12.0)
     drawn = [line] if joined else []

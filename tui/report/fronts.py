@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-from traces.schema.advice import Budget, Measured, Pick, Recommendation
+from traces.schema.advice import Budget, Measured, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.formats import with_interval
 from traces.schema.quantities import Quantity, latency, quantity
 from traces.summary.run import Run
-from tui.report.charts import Point, Shape, key, limit_key, scatter
+from tui.report.charts import Point, key, limit_key, scatter
 from tui.report.markup import Html, empty, join, tag
 from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
 from tui.report.words import SURE, configuration
 from tui.text.advice import limit_on
 from tui.text.blocks import Cell, Table, Term, Value, probability
+from tui.text.fronts import (
+    FLOPS,
+    FRONT,
+    MISS,
+    PICK,
+    RIVAL,
+    CandidateRow,
+    accuracy_of,
+    candidates,
+    joined_on,
+)
 from tui.text.words import budget_words, front_goal, front_words, own_axes, plain
 
 MOST_ROWS = 60  # of the table; the charts have all
 Cross = tuple[Run, Measured]  # a run, and what was measured of it
+Rows = Sequence[CandidateRow]
 
 NO_ENERGY = (
     "No energy: none of the recordings holds readings of power. They are read where the machine "
@@ -28,50 +39,9 @@ NO_ENERGY = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A configuration: its place in the document of `advise`, and all that it is.
-
-    That is `system` and `compute` on these fronts, and A and B where it is picked.
-    """
-
-    pick: Pick
-    where: str
-    roles: frozenset[str]
-
-    @property
-    def letter(self) -> str:
-        return next((letter for letter in "AB" if letter in self.roles), "")
-
-    @property
-    def shape(self) -> Shape | None:
-        """How it is drawn on a front, None where it is on none."""
-        if self.roles >= {"system", "compute"}:
-            return "both"
-        if "system" in self.roles:
-            return "system"
-        return "compute" if "compute" in self.roles else None
-
-
-def rows_of(answer: Recommendation) -> list[Row]:
+def _rows_of(answer: Recommendation) -> list[CandidateRow]:
     """Return the picks and both fronts, each configuration once, by accuracy."""
-    listed = [
-        *(("system", pick, f"pareto.{i}") for i, pick in enumerate(answer.pareto)),
-        *(("compute", pick, f"compute_pareto.{i}") for i, pick in enumerate(answer.compute_pareto)),
-        ("A", answer.system_optimal, "system_optimal"),
-        ("B", answer.compute_optimal, "compute_optimal"),
-    ]
-    rows: dict[tuple[object, object], Row] = {}
-    for role, pick, where in listed:
-        if pick is not None:
-            new = Row(pick=pick, where=where, roles=frozenset())
-            row = rows.get((pick.engine, pick.policy), new)
-            rows[pick.engine, pick.policy] = replace(row, roles=row.roles | {role})
-    return sorted(rows.values(), key=lambda row: _value(row.pick.estimates.get("accuracy")))
-
-
-def _value(estimate: Estimate | None) -> float:
-    return float("-inf") if estimate is None else estimate.value
+    return sorted((row for row in candidates(answer) if row.roles != {MISS}), key=accuracy_of)
 
 
 def fronts(material: Material) -> Html:
@@ -86,7 +56,7 @@ def fronts(material: Material) -> Html:
             return empty(why + less)
         legend = tag("p", key("measured", "a recorded run, as measured"), class_="legend")
         return join([empty(why), legend, charts])
-    rows = rows_of(answer)
+    rows = _rows_of(answer)
     if not rows:
         return empty("No fronts: no candidate keeps up with the load.")
     names = _drawn_against(answer.budget, rows, crosses)
@@ -109,14 +79,14 @@ def fronts(material: Material) -> Html:
 
 def own_charts(answer: Recommendation) -> Html | None:
     """Return the charts of what each front is best in alone, None where nothing is on them."""
-    rows = rows_of(answer)
+    rows = _rows_of(answer)
     drawn = _drawn_against(answer.budget, rows, ())
     names = [drawn[0], *(name for name in drawn[1:] if name in own_axes(answer.budget))]
     charts = _charts(names, rows, (), answer.budget)
     return join([_legend(answer, rows, names, ()), charts]) if "<svg" in charts else None
 
 
-def _drawn_against(budget: Budget, rows: Sequence[Row], crosses: Sequence[Cross]) -> list[str]:
+def _drawn_against(budget: Budget, rows: Rows, crosses: Sequence[Cross]) -> list[str]:
     """Return what accuracy is drawn against, first what the system-optimal front is best in."""
     known = {name for row in rows for name, each in row.pick.estimates.items() if each is not None}
     measured = {name for _, run in crosses for name, each in run.estimates.items() if each}
@@ -169,16 +139,19 @@ def _how_to_read(answer: Recommendation) -> str:
 
 
 def _legend(
-    answer: Recommendation, rows: Sequence[Row], names: Sequence[str], crosses: Sequence[Cross]
+    answer: Recommendation,
+    rows: Rows,
+    names: Sequence[str],
+    crosses: Sequence[Cross],
 ) -> Html:
-    letters = {row.letter for row in rows}
+    symbols = {row.symbol for row in rows}
     system, compute = (name in names for name in own_axes(answer.budget))
     entries = [
-        key("pick", "system-optimal, the pick") if "A" in letters else None,
-        key("rival", "compute-optimal") if "B" in letters else None,
+        key("pick", "system-optimal, the pick") if "A" in symbols else None,
+        key("rival", "compute-optimal") if "B" in symbols else None,
         key("system", f"front by {front_goal(answer.budget).noun}", joined=system),
         key("compute", "front by FLOPs", joined=compute),
-        key("both", "on both fronts") if any(row.shape == "both" for row in rows) else None,
+        key("both", "on both fronts") if any(row.roles >= {FRONT, FLOPS} for row in rows) else None,
         key("measured", "a recorded run, as measured") if crosses else None,
         limit_key() if answer.budget.limits() else None,
     ]
@@ -186,7 +159,10 @@ def _legend(
 
 
 def _charts(
-    names: Sequence[str], rows: Sequence[Row], crosses: Sequence[Cross], budget: Budget | None
+    names: Sequence[str],
+    rows: Rows,
+    crosses: Sequence[Cross],
+    budget: Budget | None,
 ) -> Html:
     """Return the charts, and below them why a quantity has none."""
     estimates = [each.estimates for _, each in crosses] + [row.pick.estimates for row in rows]
@@ -199,9 +175,7 @@ def _charts(
     return join([tag("div", *drawn, class_=class_) if drawn else None, *reasons])
 
 
-def _chart(
-    across: Quantity, rows: Sequence[Row], crosses: Sequence[Cross], budget: Budget | None
-) -> Html:
+def _chart(across: Quantity, rows: Rows, crosses: Sequence[Cross], budget: Budget | None) -> Html:
     noun = across.noun
     points: list[Point] = []
     for run, measured in crosses:
@@ -216,12 +190,11 @@ def _chart(
             continue
         name = plain(row.pick.engine, row.pick.policy, prior=row.pick.prior)
         tip = f"{name}. {_numbers(noun, x, y)}"
-        if row.shape is not None:
-            points.append(Point(x=x, y=y, shape=row.shape, tip=tip))
-        if row.letter:
-            who = "System-optimal" if row.letter == "A" else "Compute-optimal"
-            shape: Shape = "pick" if row.letter == "A" else "rival"
-            points.append(Point(x=x, y=y, shape=shape, tip=f"{who}: {tip}"))
+        if on := row.roles & {FRONT, FLOPS}:
+            points.append(Point(x=x, y=y, shape="both" if len(on) > 1 else min(on), tip=tip))
+        for role in [each for each in (PICK, RIVAL) if each in row.roles][:1]:
+            who = "System-optimal" if role == PICK else "Compute-optimal"
+            points.append(Point(x=x, y=y, shape=role, tip=f"{who}: {tip}"))
     if not points:
         why = f"No {noun}: it was not measured in these recordings."
         return empty(NO_ENERGY if across.name == "energy_j" else why)
@@ -232,15 +205,9 @@ def _chart(
         unit=points[-1].x.unit,
         x_limit=None if budget is None else limit_on(budget, across),
         y_limit=None if budget is None else budget.min_accuracy,
-        joined=[] if budget is None else _joined_on(budget, across),
+        joined=() if budget is None else sorted(joined_on(budget, across), reverse=True),
     )
     return tag("figure", title, chart)
-
-
-def _joined_on(budget: Budget, across: Quantity) -> list[Shape]:
-    kinds: tuple[Shape, Shape] = ("system", "compute")
-    own = zip(kinds, own_axes(budget), strict=True)
-    return [kind for kind, best in own if best == across.name]
 
 
 def _numbers(noun: str, x: Estimate, y: Estimate) -> str:
@@ -248,7 +215,7 @@ def _numbers(noun: str, x: Estimate, y: Estimate) -> str:
     return f"{noun} {with_interval(x)}, accuracy {with_interval(y)}{mark}"
 
 
-def _table(rows: Sequence[Row], *, limited: bool) -> Html:
+def _table(rows: Rows, *, limited: bool) -> Html:
     names = [name for name in rows[0].pick.estimates if name != "throughput_problems_per_s"]
     names = [n for n in names if any(row.pick.estimates.get(n) is not None for row in rows)]
     heads: list[Cell] = ["configuration", "front"]
@@ -256,9 +223,10 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
     heads += [Term("within budget", SURE)] if limited else []
     body = []
     for row in rows[:MOST_ROWS]:
-        on = [front for front in ("system", "compute") if front in row.roles]
+        on = [front for front in (FRONT, FLOPS) if front in row.roles]
+        letter = row.symbol if row.roles & {PICK, RIVAL} else ""
         cells: list[Cell] = [
-            configuration(row.pick.engine, row.pick.policy, lead=row.letter, prior=row.pick.prior),
+            configuration(row.pick.engine, row.pick.policy, lead=letter, prior=row.pick.prior),
             " + ".join(on) or "-",
         ]
         for name in names:

@@ -177,7 +177,7 @@ def _drift(expected: Expectations, recording: Recording) -> list[Check]:
 
 
 def _print_drift(checks: Sequence[Check]) -> None:
-    from tui.text.gate import headed_lines
+    from tui.text.recordings.gate import headed_lines
 
     broken = [each for each in checks if each.verdict == "broken"]
     title = "against what was assumed" + ("" if broken else ": nothing that is known moved")

@@ -65,7 +65,7 @@ def gate(asked: GateOptions) -> int:
     from traces.deployment.reports import junit, markdown
     from traces.files import whole_file
     from tui.text.commands import next_lines
-    from tui.text.gate import gate_lines
+    from tui.text.recordings.gate import gate_lines
 
     found = judged(asked)
     # Written before a limit that cannot be judged ends it: CI shows what there is.

@@ -90,7 +90,7 @@ def print_show(
     from traces.deployment.checks import against_baseline
     from traces.live.watched import runs_and_servers
     from traces.summary.comparison import beside, compare
-    from tui.text.gate import checks_lines
+    from tui.text.recordings.gate import checks_lines
     from tui.text.recordings.live import watched_lines
     from tui.text.recordings.show import show_json, show_lines
 

@@ -18,8 +18,8 @@ from traces.summary.run import summarise
 from tui.report.material import Material
 from tui.report.verdict import verdict
 from tui.screens.advice.pick import answer_sections
-from tui.screens.advice.rows import candidates
 from tui.text.advice import advice_json, advice_lines
+from tui.text.fronts import candidates
 from tui.verbs.demo import SHIPPED
 from tui.verbs.record import record as record_verb
 

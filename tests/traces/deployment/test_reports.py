@@ -8,7 +8,7 @@ import pytest
 from traces.deployment.checks import Check, Gate
 from traces.deployment.level import Power
 from traces.deployment.reports import junit, markdown, power_text
-from tui.text.gate import gate_lines
+from tui.text.recordings.gate import gate_lines
 
 NAME = "a\n# b\n![c](http://d/e.png)|f `g` <h> \x1b[31m"
 

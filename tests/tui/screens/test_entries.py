@@ -9,7 +9,7 @@ from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.foreign.steps.forward_passes import import_passes
 from traces.schema.advice import Budget
 from tui.report.material import gather_material
-from tui.screens.advice.rows import candidates, paste_text
+from tui.screens.advice.rows import paste_text
 from tui.screens.entries import (
     COLUMNS,
     cell_text,
@@ -22,6 +22,7 @@ from tui.screens.entries import (
     sort_key,
 )
 from tui.screens.index import Indexes
+from tui.text.fronts import candidates
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from tests.advisor.step_time.prior.prior_files import DEVICE, TINY
 from tests.advisor.synthetic import FACTS, SKILL, VOTE16, engine_of, record
 from tests.tui.pilot import last, press, settle, text_of
 from tui.app.app import TtscopeApp
-from tui.screens.advice.rows import candidates, pick_title
+from tui.screens.advice.rows import pick_title
 from tui.screens.advice.screen import Advised, WhatIf
+from tui.text.fronts import candidates
 
 pytestmark = pytest.mark.slow
 

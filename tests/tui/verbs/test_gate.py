@@ -21,7 +21,7 @@ from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.parameters import complete, make_policy
 from traces.summary.comparison import beside, compare
 from traces.summary.run import at_price, summarise
-from tui.text.gate import gate_lines
+from tui.text.recordings.gate import gate_lines
 from tui.verbs.demo import SHIPPED
 
 FEW = dataclasses.replace(VOTE16, n=2)

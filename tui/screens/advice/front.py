@@ -17,9 +17,10 @@ from textual.widgets import DataTable
 
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.quantities import Quantity
-from tui.screens.advice.plot import Plane, axes, dotted, joined_on, next_axis
-from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, CandidateRow, names_of, table_of
+from tui.screens.advice.plot import Plane, axes, dotted, next_axis
+from tui.screens.advice.rows import COLOURS, CUT, table_of
 from tui.text.advice import limit_on
+from tui.text.fronts import FLOPS, FRONT, CandidateRow, joined_on, names_of
 from tui.text.layout import ticks, with_room
 from tui.widgets.scatter import Axis, Scatter
 from tui.widgets.still import StillColumn, StillRow, StillText

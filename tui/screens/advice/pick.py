@@ -10,7 +10,7 @@ from textual.content import Content
 
 from traces.schema.advice import Recommendation
 from traces.schema.formats import chance, counted, percent
-from tui.screens.advice.rows import PICK, PRESENT, CandidateRow, words_of
+from tui.screens.advice.rows import words_of
 from tui.text.advice import (
     LABEL,
     as_run_lines,
@@ -26,6 +26,7 @@ from tui.text.advice import (
     verdict,
 )
 from tui.text.commands import command_lines
+from tui.text.fronts import PICK, PRESENT, CandidateRow
 from tui.text.layout import fold
 
 if TYPE_CHECKING:

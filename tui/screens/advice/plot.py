@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from traces.schema.advice import Budget
 from traces.schema.formats import scale
 from traces.schema.quantities import Quantity, latency, quantity
-from tui.screens.advice.rows import FLOPS, FRONT, CandidateRow
+from tui.text.fronts import CandidateRow
 from tui.text.layout import fitting_ticks, log_ticks, with_room
-from tui.text.words import front_goal, own_axes
+from tui.text.words import front_goal
 
 AXES = ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j", "tokens", "flops")
 FAR = 4.0  # times the least number that the largest is, from which an axis is logarithmic
@@ -33,12 +33,6 @@ def axes(budget: Budget, rows: Sequence[CandidateRow]) -> list[Quantity]:
             for row in rows
         )
     ]
-
-
-def joined_on(budget: Budget, axis: Quantity | None) -> frozenset[str]:
-    """Return which fronts a line joins on an axis."""
-    own = zip((FRONT, FLOPS), own_axes(budget), strict=True)
-    return frozenset(front for front, best in own if axis and axis.name == best)
 
 
 def next_axis(known: Sequence[Quantity], current: Quantity | None) -> Quantity | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from advisor.advice.command import command_note
@@ -12,20 +10,10 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import chance, value_of
 from traces.schema.quantities import Quantity, latency, limited, objective, quantity, statistic
 from traces.summary.run import Run
+from tui.text.fronts import FLOPS, FRONT, MISS, PICK, PRESENT, RIVAL, CandidateRow, names_of
 from tui.text.layout import model_name, without_middle
 from tui.text.recordings.show import policy_text
-from tui.text.words import front_goal
 
-PICK, RIVAL, FRONT, FLOPS, MISS, PRESENT = "pick", "rival", "front", "flops", "miss", "present"
-SYMBOLS = {  # by what a row is, the first that it is; letters are those of the report
-    (PICK,): "A",
-    (RIVAL,): "B",
-    (PRESENT,): "◆",
-    (FRONT, FLOPS): "◉",
-    (FRONT,): "●",
-    (FLOPS,): "○",
-    (MISS,): "×",
-}
 COLOURS = {  # of the theme
     "A": "success",
     "B": "accent",
@@ -35,53 +23,6 @@ COLOURS = {  # of the theme
     "○": "accent",
     "×": "error",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateRow:
-    """A row of the Advice table: a configuration, and all that it is."""
-
-    roles: frozenset[str]
-    pick: Pick
-
-    @property
-    def key(self) -> str:
-        """Return what stays the same when the row is computed again."""
-        return f"{self.pick.engine.key()} {self.pick.policy.key()}"
-
-    @property
-    def symbol(self) -> str:
-        """Return how it is drawn."""
-        return next(sign for roles, sign in SYMBOLS.items() if self.roles >= {*roles})
-
-
-def candidates(advice: Recommendation) -> list[CandidateRow]:
-    """Return the picks, then both fronts by accuracy, then the near misses, each once."""
-    listed = [
-        (PICK, advice.system_optimal),
-        (RIVAL, advice.compute_optimal),
-        *((FRONT, pick) for pick in advice.pareto),
-        *((FLOPS, pick) for pick in advice.compute_pareto),
-        *((MISS, miss.pick) for miss in advice.missed),
-    ]
-    rows: dict[str, CandidateRow] = {}
-    for role, pick in listed:
-        if pick is not None:
-            row = CandidateRow(roles=frozenset({role}), pick=pick)
-            earlier = rows.get(row.key)
-            if earlier is not None:
-                # The picks come first: the fronts' copies do not say what was run.
-                row = CandidateRow(roles=earlier.roles | {role}, pick=earlier.pick)
-            rows[row.key] = row
-    order = [row for row in rows.values() if row.roles & {PICK, RIVAL}]
-    rest = [row for row in rows.values() if row not in order]
-    rest.sort(key=lambda row: (row.roles == {MISS}, _value(row.pick, "accuracy")))
-    return [*order, *rest]
-
-
-def _value(pick: Pick, name: str) -> float:
-    estimate = pick.estimates.get(name)
-    return math.inf if estimate is None else estimate.value
 
 
 def present_candidate(run: Run, answer: Recommendation, price: float | None) -> CandidateRow:
@@ -103,23 +44,6 @@ def present_candidate(run: Run, answer: Recommendation, price: float | None) -> 
             measured=measured,
         ),
     )
-
-
-# What rows are, in words.
-
-
-def names_of(budget: Budget) -> dict[str, str]:
-    """Return what the symbols mean."""
-    front = f"front by {front_goal(budget).noun}"
-    return {
-        "A": "system-optimal",
-        "B": "compute-optimal",
-        "◆": "present, as measured",
-        "◉": "on both fronts",
-        "●": front,
-        "○": "front by FLOPs",
-        "×": "misses a limit",
-    }
 
 
 def words_of(row: CandidateRow, budget: Budget) -> str:

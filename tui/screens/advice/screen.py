@@ -26,17 +26,12 @@ from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
 from tui.screens.advice.page import Page, beside
 from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
-from tui.screens.advice.rows import (
-    CandidateRow,
-    candidates,
-    gone_lines,
-    paste_text,
-    present_candidate,
-)
+from tui.screens.advice.rows import gone_lines, paste_text, present_candidate
 from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
+from tui.text.fronts import CandidateRow, candidates
 from tui.text.layout import side_by_side
 from tui.widgets.still import StillColumn, StillRow, StillText
 

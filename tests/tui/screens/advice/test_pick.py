@@ -9,8 +9,8 @@ import pytest
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.schema.advice import Budget, Stages
 from tui.screens.advice.pick import answer_sections, styled
-from tui.screens.advice.rows import PRESENT, CandidateRow, candidates
 from tui.text.advice import advice_lines, estimate_lines
+from tui.text.fronts import PRESENT, CandidateRow, candidates
 
 
 def text_of(answer, row, width=78):

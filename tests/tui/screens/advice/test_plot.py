@@ -11,22 +11,11 @@ from tests.tui.fake_advisor import FakeAdvisor, estimate
 from traces.schema.advice import Budget, Load
 from traces.schema.quantities import objective, quantity
 from tui.screens.advice.pick import answer_sections
-from tui.screens.advice.plot import AXES, Plane, axes, dotted, joined_on, next_axis
-from tui.screens.advice.rows import (
-    COLOURS,
-    FLOPS,
-    FRONT,
-    MISS,
-    SYMBOLS,
-    candidates,
-    names_of,
-    present_candidate,
-    shown_quantities,
-    table_of,
-    words_of,
-)
+from tui.screens.advice.plot import AXES, Plane, axes, dotted, next_axis
+from tui.screens.advice.rows import COLOURS, present_candidate, shown_quantities, table_of, words_of
 from tui.screens.entries import load
 from tui.text.advice import limit_on
+from tui.text.fronts import FLOPS, FRONT, MISS, SYMBOLS, candidates, joined_on, names_of
 
 BUDGET = Budget(min_accuracy=0.7)
 LATENCY, FLOPS_AXIS = quantity("latency_s"), quantity("flops")
