@@ -72,6 +72,14 @@ _NO_ROOM = "no room now. Ask again later"
 _ENDING = "ttscope is ending. Ask another server"
 _BETWEEN = re.compile(r"[/\\;]")  # the segments of a path, as some server may read it
 _FIELDS = re.compile(r"[\w, -]{1,1024}", re.ASCII)  # names of headers that a browser asks for
+LEAVE = "100-continue"  # for which a client may wait before it sends a body
+
+
+async def _expected(request: web.Request) -> None:
+    """Let a client send its body that waits for leave. What else one expects `_checked` refuses."""
+    if request.headers.get("Expect", "").lower() == LEAVE:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # so that the answer still has a head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,11 +205,12 @@ class Service:
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._checked])
         app.on_response_prepare.append(self._allow)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/v1/chat/completions", self._ask)
-        app.router.add_post("/v1/completions", self._ask)
-        app.router.add_route("*", "/v1/{rest:.*}", self._other)
+        known: dict[str, Any] = {"expect_handler": _expected}
+        app.router.add_get("/health", self._health, **known)
+        app.router.add_get("/metrics", self._metrics, **known)
+        app.router.add_post("/v1/chat/completions", self._ask, **known)
+        app.router.add_post("/v1/completions", self._ask, **known)
+        app.router.add_route("*", "/v1/{rest:.*}", self._other, **known)
         return app
 
     async def drain(self) -> None:
@@ -249,6 +258,8 @@ class Service:
             if request.method == "OPTIONS" and "Origin" in request.headers:
                 return web.Response(status=204)  # what a browser asks before it asks
             self._check_key(request)
+            if request.headers.get("Expect", LEAVE).lower() != LEAVE:
+                raise BadRequest(f"Expect: only {LEAVE} is known", 417)
             answer: web.StreamResponse = await handler(request)
             return answer
         except BadRequest as error:

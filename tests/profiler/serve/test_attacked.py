@@ -255,3 +255,27 @@ def test_what_is_no_request_gets_an_error_in_the_shape_of_openais(sent, upstream
     error = json.loads(body)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", 400)
     assert b"canary" not in answer
+
+
+@pytest.mark.parametrize("expected", ["100-continue", "200-maybe"])
+def test_what_a_client_expects_is_known_or_an_error_in_json(upstream, tmp_path, expected):
+    body = json.dumps({"model": "fake", "messages": MESSAGES}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\nExpect: {expected}\r\n\r\n"
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port), timeout=60) as sent:
+            sent.sendall(head.encode())
+            first = sent.recv(1 << 16)
+            if expected == "100-continue":
+                assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+                first = b""
+                sent.sendall(body)
+            while piece := sent.recv(1 << 16):
+                first += piece
+    status, _, answer = first.partition(b"\r\n\r\n")
+    if expected == "100-continue":
+        assert status.startswith(b"HTTP/1.1 200 ") and json.loads(answer)["choices"]
+        return
+    assert status.startswith(b"HTTP/1.1 417 ") and b"application/json" in status
+    assert json.loads(answer)["error"]["message"] == "Expect: only 100-continue is known"
