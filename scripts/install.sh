@@ -41,9 +41,6 @@ links=${PIP_FIND_LINKS:-$("$VENV/bin/python" -m pip config get global.find-links
 
 say "installing into $VENV"
 install -e '.[dev]'
-# Tests read its files alone. Without pandas and pyarrow, which it names, it takes a third of the room.
-install --no-deps 'aiconfigurator-core>=0.12,<0.13' ||
-    say "the operator tables of GPUs could not be installed, so that their tests are skipped"
 touch "$VENV/.light"
 
 if [ "$VLLM" != none ]; then
@@ -70,6 +67,9 @@ if [ "$VLLM" != none ]; then
         say "$VLLM could not be installed; going on without an engine (ttscope doctor says what it needs)"
     fi
 fi
+# Tests read its files alone. Without pandas and pyarrow, which it names, it takes a third of the room.
+install --no-deps 'aiconfigurator-core>=0.12,<0.13' ||
+    say "the operator tables of GPUs could not be installed, so that their tests are skipped"
 say "compiling the replay, so that the first answer does not wait for it"
 "$VENV/bin/ttscope" demo --shipped --once >/dev/null 2>&1 || say "that failed; ttscope doctor says more"
 say "done, try: make demo"

@@ -267,7 +267,7 @@ def cases() -> dict[str, str]:
     }
     for name, options in budgets.items():
         command = f"advise {{shipped}} {options}"
-        if name in ("throughput", "present", "rate", "sure", "nearly", "cost"):
+        if name in ("throughput", "present", "rate", "sure", "nearly"):
             found[f"advise-{name}"] = command
         else:
             both(f"advise-{name}", command)

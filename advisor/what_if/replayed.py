@@ -846,9 +846,10 @@ class Replays:
         """Return the energy by the law of power, `without_law` where there is none."""
         if self.power is None:
             return without_law
-        seen = [self.power.within(*self._spent(run)) for run in self.runs]
+        spent = np.mean([self._spent(run) for run in self.runs], axis=0)
+        seen = bool(self.power.within(*spent.tolist()))
         drawn = self._of_any_law(
-            self._estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+            self._estimate("joules", "J", sigma=self.power.sigma, wider=not seen)
         )
         if drawn is None:
             return without_law

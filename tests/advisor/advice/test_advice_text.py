@@ -163,7 +163,7 @@ def test_the_document_is_the_contract(advisor):
     ]  # fmt: skip
     pick = document["system_optimal"]
     known = {
-        "engine", "policy", "command", "estimates", "probability_within_budget", "prior",
+        "engine", "policy", "command", "estimates", "probability_within_budget", "prior", "beyond",
         "measured",
     }  # fmt: skip
     assert set(pick) == known

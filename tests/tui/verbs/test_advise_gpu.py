@@ -32,7 +32,7 @@ def test_the_pick_is_said_to_be_of_the_prior(run, recording):
     out = run.ok("advise", recording, *GIVEN, "--optimise", "latency", "--explain")
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
-    assert "tensor parallel 2" in told
+    assert "tensor parallel 4" in told
     assert "operator tables of this GPU (the prior), not from a run." in told
     verdict = told[: told.index("90 % intervals")]
     assert verdict.count(DEVICE) == 1 and "test_gpu" not in verdict

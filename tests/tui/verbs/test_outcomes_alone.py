@@ -186,10 +186,9 @@ def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
 
 @pytest.mark.slow
 def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_path):
-    """The pick's own short run is among them here, as its speed decides against the others.
+    """The pick's own short run is among them, as its speed decides against the others.
 
-    With a limit of 0.4 the pick is another model and its speed decides nothing, while three runs of
-    the others do. So those alone are proposed, and the pick by its whole run.
+    With a limit of 0.4 the pick is another model. It is proposed by its whole run, too.
     """
     dearer = run.ok(
         "advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "latency", "--json"
@@ -197,8 +196,6 @@ def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_pat
     pick, lines = (json.loads(dearer)[name] for name in ("system_optimal", "measure_next"))
     short = [line for line in lines if "a short run for" in line]
     assert short and all("the pick's expected loss" in line for line in short)
-    own = f"step times of {pick['engine']['model']} tp{pick['engine']['tensor_parallel_size']},"
-    assert not any(own in line for line in short)
     assert any(
         line.startswith("the pick was never run") and pick["engine"]["model"] in line
         for line in lines
