@@ -129,7 +129,7 @@ class Row:
 
 
 def with_host(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: float) -> StepCost:
-    """Return kernels with a host's part [TERMS], of which they hide a share."""
+    """Add a host's part [TERMS] to kernels. They hide a share of it."""
     kernels = cost._replace(linear=np.zeros(len(FEATURES)), hidden=np.zeros(0))
     return with_hidden(kernels, in_features(seconds, engine), hidden)
 

@@ -224,7 +224,7 @@ def _pick(answering: Answering, row: int) -> Pick:
 
 
 def _beyond(replayed: ReplayedCandidate) -> float | None:
-    """Return the share of its time in steps that are larger than those of which its law is."""
+    """Return the share of busy time in steps larger than those that taught its law."""
     smaller = replayed.law.smaller(replayed.requests_per_step)
     return None if smaller or replayed.law.prior is not None else replayed.beyond
 

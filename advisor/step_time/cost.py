@@ -96,7 +96,7 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
 
 
 def with_hidden(cost: StepCost, seconds: Floats, share: float) -> StepCost:
-    """Return a cost with a law [FEATURES] beside it, of which kernels hide a share."""
+    """Add a law [FEATURES] to a cost. Kernels hide a share of it."""
     hidden = share * seconds if share else np.zeros(0)
     return cost._replace(linear=cost.linear + (1 - share) * seconds, hidden=hidden)
 

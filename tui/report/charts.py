@@ -19,7 +19,7 @@ LOG_FROM: Final = 8.0  # largest over smallest value from which an axis is logar
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A configuration on a chart: where, what it is (also its CSS class), and what is told of it.
+    """A configuration on a chart: its place, its role (also its CSS class), and its tooltip.
 
     It is system or compute by the front that it is on, both, measured, pick or rival.
     """

@@ -439,7 +439,7 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
 
 
 def costs_table(answer: Recommendation, accounts: Accounts) -> Table | None:
-    """Return the costs of which anything is known, of one pick where both are the same."""
+    """Return the costs that are known, one where both picks are the same."""
     named = {"system-optimal": accounts.system_optimal}
     if not same(answer.system_optimal, answer.compute_optimal):
         named["compute-optimal"] = accounts.compute_optimal

@@ -132,8 +132,8 @@ def spread_of(
     in another generation, but no less than those of dense models in its own. Where no point had
     the kind, OTHER_KIND times those of dense models. GPUs and numbers of ranks that none of these
     had are unseen: another GPU is as far off as those that 16-bit models of any generation had. Of
-    several, the kernels' and the host's spread are the widest of each. Quantised mixtures of which
-    few models were seen in their generation are as far off as these were, at the least.
+    several, the kernels' and the host's spread are the widest of each. Quantised mixtures
+    of a generation in which few models were seen are at least as far off as those were.
     """
     data = kept() if table is None else table
     seen, spreads = data["seen"], data["spread"]

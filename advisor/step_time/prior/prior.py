@@ -21,7 +21,7 @@ from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
 from advisor.step_time.prior.operations.attention import Mixer, beside
 from advisor.step_time.prior.operations.collectives import handed_on
-from advisor.step_time.prior.operations.moving import SORTED_UNTIL
+from advisor.step_time.prior.operations.moving import sorts_logits
 from advisor.step_time.prior.parts import BYTES, Split, StepPart, StepParts, parts_of, with_router
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
@@ -356,8 +356,7 @@ def prior_of(
     fp8 = (kv or "").startswith("fp8")
     apart = generation_of(engine) == OLD
     facts = with_router(facts, engine.version)
-    version = engine.version
-    sorts = truncated and version is not None and version < SORTED_UNTIL
+    sorts = truncated and sorts_logits(engine.version)
     return _priced(tables, facts, Split.of(engine), fp8, online, apart, sorts)
 
 

@@ -40,7 +40,7 @@ from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, StepTotals, largest, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
-from advisor.step_time.prior.operations.moving import SORT_S, SORTED_UNTIL
+from advisor.step_time.prior.operations.moving import SORT_S, sorts_logits
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
@@ -349,11 +349,10 @@ class PriorTimes:
 
         For steps of so many `requests` that take `step_s`.
         """
-        version, top_p = engine.version, policy.top_p
-        if top_p is not None or policy.temperature == 0 or version is None:
+        if policy.top_p is not None or policy.temperature == 0:
             return None
         share = requests * self.facts.vocab_size * SORT_S / step_s
-        if version >= SORTED_UNTIL or share < MATTERS:
+        if share < MATTERS or not sorts_logits(engine.version):
             return None
         return Decisive(
             f"top_p is not known. Below 1 vLLM {engine.vllm_version} sorts all logits, which would "

@@ -278,10 +278,15 @@ def given_facts(path: Path) -> ModelFacts:
         return facts_from_file(path) if path.exists() else _facts_by_name(path)
     except UsageError as error:
         raise UsageError(f"--model-config {error}") from None
+    except OSError as error:  # such as a name that is too long
+        what = f"{str(path)[:80]}: cannot be read ({error.strerror})"
+        raise UsageError(
+            f"--model-config {what}. Give a model's config.json, or its folder"
+        ) from None
 
 
 def _facts_by_name(path: Path) -> ModelFacts:
-    """Return the facts of a model of which the prior's package has the config.
+    """Return the facts of a model by its name, from the config in the prior's package.
 
     Raises UsageError for another, with names that are near.
     """

@@ -28,6 +28,11 @@ SORT_RULE: Final = "sampling within top_p: what sorting the logits took vLLM's a
 SORT_SPREAD: Final = 0.3
 
 
+def sorts_logits(version: tuple[int, int] | None) -> bool:
+    """Whether a vLLM is known to sort all logits for top_p."""
+    return version is not None and version < SORTED_UNTIL
+
+
 def moving(tables: PriorTables, counts: Floats, size: float, *, kernels: int = 1) -> Floats:
     """Return [rows, (count, seconds)] of kernels that move `size` bytes for each of a count."""
     seconds = kernels * tables.kernel_s + counts * size / tables.bandwidth_bytes_per_s

@@ -929,6 +929,8 @@ def test_a_model_of_the_priors_package_is_given_by_its_name(tmp_path, monkeypatc
         given_facts(Path("Maker/Model-7B"))
     with pytest.raises(UsageError, match=r"--model-config other.json cannot be read"):
         given_facts(Path("other.json"))
+    with pytest.raises(UsageError, match=r"--model-config a{80}: cannot be read \(File name too"):
+        given_facts(Path("a" * 5000))
 
 
 @pytest.mark.parametrize(
