@@ -93,6 +93,20 @@ def judge(made, tmp_path, monkeypatch):
     judge.close()
 
 
+def test_python_never_takes_a_fault_for_what_it_compiled_before(made, judge, monkeypatch):
+    path, seen = judge.tree / "traces" / "code.py", []
+
+    def run(tests, processes):
+        seen.append((path.read_text() == CODE, path.stat().st_size, int(path.stat().st_mtime)))
+        return ["test::one"] if len(seen) == 1 else []
+
+    monkeypatch.setattr(judge, "run", run)
+    assert judge.judge(next(each for each in made.faults() if each.kind == "sign")).caught
+    assert [unchanged for unchanged, *_ in seen] == [False, True]
+    assert len({size for _, size, _ in seen}) == 1
+    assert len({second for *_, second in seen}) == 2
+
+
 @pytest.mark.slow
 def test_a_fault_is_caught_by_the_test_that_fails_with_it_alone(made, judge, tmp_path):
     by_kind = {each.kind: each for each in made.faults()}
