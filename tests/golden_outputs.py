@@ -271,6 +271,7 @@ def cases() -> dict[str, str]:
             found[f"advise-{name}"] = command
         else:
             both(f"advise-{name}", command)
+    both("advise-drafts", "advise {greedy} {drafts} --drafts")
     both("advise-made", "advise {made} --min-accuracy 0.6 --optimise latency")
     found["advise-made-cost"] = "advise {made} --max-latency 2s --optimise cost --price 2.5"
     both("advise-tiny", "advise {tiny} --optimise latency")

@@ -52,7 +52,7 @@ from advisor.step_time.prior.defaults import (
 )
 from advisor.step_time.prior.drafting import drafter_in, drafts_with_a_model, verify_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
-from advisor.step_time.prior.recalibration import UNTAUGHT, PriorTimes, recalibrate
+from advisor.step_time.prior.recalibration import UNTAUGHT, PriorTimes
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_scatter, latency_spread
@@ -186,7 +186,9 @@ def predict(
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
     redrafted, law, law_note = None, None, None
     sampled = _sampled(question, own, on_tables=on_tables)
-    if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
+    if question.policy.efforts is None and (
+        question.acceptance or question.engine.speculative != own.engine.speculative
+    ):
         redrafted = _redrafted(evidence, alike, sampled, own)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
     sources, recorded = drawn or sources, _of_replayed(base, recorded, own, routed)
@@ -905,16 +907,12 @@ def _prior(
             f"--gpu: the data-parallel ranks of a server share the experts of {facts.name}, and "
             f"{question.engine.data_parallel_size} ranks are not as many on each of these servers"
         )
-    models = {n: f for each in (base, *others) for n, f in each.manifest.models.items()}
-    prior = PriorTimes(
-        tables=tables,
-        facts=facts,
-        found=recalibrate(
-            tables, [base, *others], models=models | {facts.name: facts}, asked=facts
-        ),
+    prior = PriorTimes.of(
+        tables,
+        facts,
+        [base, *others],
         ranks=ranks or 1,
         truncated=question.policy.truncated,
-        models=models,
     )
     question = by_replica(question)
     return prior, replace(question, engine=replace(question.engine, gpu=tables.device))
@@ -1002,15 +1000,28 @@ def _redrafted(
 
     Raises UsageError where no request was seen by itself.
     """
-    if own.drawn and question.engine.speculative is not None:
+    drafts = question.engine.speculative
+    if question.acceptance and drafts is None:
+        raise UsageError(
+            "--acceptance goes with drafts. Say which: --set 'engine.speculative={method: eagle3, "
+            f"num_speculative_tokens: {len(question.acceptance)}}}'"
+        )
+    if drafts is not None and drafts.num_speculative_tokens_per_batch_size is not None:
+        raise UsageError(
+            "engine.speculative: drafts whose length goes by batch are replayed as recorded alone. "
+            "Ask for one length, or for the best of each batch with ttscope advise --drafts"
+        )
+    if own.drawn and drafts is not None:
         raise UsageError(
             f"{own.recording}: no request was seen by itself, so that other drafts cannot be made "
             "of it. Watch with spans (docs/attach.md), or record"
         )
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
-    if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
+    recorded = [(decoder_of(run.engine), sampling_of(run.policy)) for run in evidence.runs]
+    if wanted in recorded and not question.acceptance:
         return None
-    redrafted = redraft(evidence, recordings, question.engine, question.policy)
+    engine, policy = question.engine, question.policy
+    redrafted = redraft(evidence, recordings, engine, policy, question.acceptance)
     if redrafted is None or redrafted.runs[0].policy.n < question.policy.n:
         return None
     return redrafted

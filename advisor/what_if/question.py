@@ -43,7 +43,8 @@ class Question:
     (prior/tables.py), they are that system's, for a model of `model_facts` (the recorded one
     if not given), as what was `measured` there corrects them (measured/points.py). `assumed` are
     fields of the engine that nobody set, which have vLLM's defaults. With `pace_of` the machine is
-    as fast as it was in that recording of the engine that is asked about.
+    as fast as it was in that recording of the engine that is asked about. With an `acceptance`, the
+    share kept of each position of a draft, that says how drafts go.
     """
 
     engine: EngineConfig
@@ -61,6 +62,7 @@ class Question:
     measured: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     pace_of: Recording | None = None
+    acceptance: tuple[float, ...] = ()
 
 
 def by_replica(question: Question) -> Question:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,28 @@ class EngineOptions(Record):
         if self.max_num_seqs is not None:
             parts.append(f"seqs{self.max_num_seqs}")
         if self.speculative is not None:
-            parts.append(f"{self.speculative.method}-k{self.speculative.num_speculative_tokens}")
+            length = self.speculative.length.replace(" to ", "-")
+            parts.append(f"{self.speculative.method}-k{length}")
         return " ".join(parts)
+
+
+def parse_speculative(text: str | None) -> Speculative | None:
+    """Read vLLM's --speculative-config. Raises UsageError when it is not such JSON."""
+    if text is None:
+        return None
+    example = '\'{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}\''
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise UsageError(f"--speculative: not JSON. Give for example {example}") from None
+    names = Speculative.__dataclass_fields__
+    if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
+        raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
+    if unknown := data.keys() - names.keys():
+        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}, only {', '.join(names)}")
+    if not isinstance(data["num_speculative_tokens"], int):
+        raise UsageError("--speculative: num_speculative_tokens must be a whole number")
+    return Speculative.from_json(data)
 
 
 def model_path(name: str) -> str:

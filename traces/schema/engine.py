@@ -37,10 +37,58 @@ class Speculative(Record):
     model: str | None = None
     prompt_lookup_min: Count | None = None
     prompt_lookup_max: Count | None = None
+    num_speculative_tokens_per_batch_size: tuple[tuple[Some, Some, Count], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_speculative_tokens < 1:
             raise UsageError("speculative: num_speculative_tokens must be at least 1")
+        ranges = self.num_speculative_tokens_per_batch_size
+        if ranges is None:
+            return
+        ends = [0, *(high for _, high, _ in ranges)]
+        for before, (low, high, tokens) in zip(ends, ranges, strict=False):
+            if low != before + 1 or high < low:
+                fault = f"{low} to {high} does not go on after {before}"
+            elif not 0 <= tokens <= self.num_speculative_tokens:
+                fault = f"{tokens} tokens are not from 0 to {self.num_speculative_tokens}"
+            else:
+                continue
+            raise UsageError(f"{_RANGES}: {fault}. Give for example {_EXAMPLE}")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build as a `Record`. Raises UsageError for ranges that are not three numbers each."""
+        ranges = data.get("num_speculative_tokens_per_batch_size")
+        whole = isinstance(ranges, list | tuple) and all(
+            isinstance(each, list | tuple) and [*map(type, each)] == [int] * 3 for each in ranges
+        )
+        if ranges is not None and not (whole and ranges):
+            raise UsageError(f"{_RANGES} must be ranges of three numbers, such as {_EXAMPLE}")
+        return super().from_json(data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return as a `Record`, without ranges where there are none, as before there could be."""
+        plain = super().to_json()
+        if self.num_speculative_tokens_per_batch_size is None:
+            del plain["num_speculative_tokens_per_batch_size"]
+        return plain
+
+    def fixed(self, tokens: int) -> Self:
+        """Return the same drafter with drafts of so many tokens in each step."""
+        return replace(
+            self, num_speculative_tokens=tokens, num_speculative_tokens_per_batch_size=None
+        )
+
+    @property
+    def length(self) -> str:
+        """How many tokens a draft has: `3`, or `0 to 3` by batch."""
+        tokens = [k for *_, k in self.num_speculative_tokens_per_batch_size or ()]
+        least, most = min(tokens, default=0), max(tokens, default=0)
+        return f"{least} to {most}" if least < most else str(most or self.num_speculative_tokens)
+
+
+_RANGES = "speculative: num_speculative_tokens_per_batch_size"
+_EXAMPLE = "[[1, 8, 3], [9, 64, 1]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +216,8 @@ class EngineConfig(Record):
         if self.max_num_seqs is not None:
             parts.append(f"seqs{self.max_num_seqs}")
         if self.speculative is not None:
-            parts.append(f"{self.speculative.method} k{self.speculative.num_speculative_tokens}")
+            length = self.speculative.length.replace(" to ", "-")
+            parts.append(f"{self.speculative.method} k{length}")
         return " ".join(parts)
 
     def words(self, *, prior: str | None = None, limits: bool = True) -> str:
@@ -187,7 +236,7 @@ class EngineConfig(Record):
             drafts = self.speculative
             method = drafts.method.replace("_", " ")
             method = "an unknown method" if drafts.method == UNKNOWN_METHOD else method
-            words.append(f"speculation by {method}, {drafts.num_speculative_tokens} tokens ahead")
+            words.append(f"speculation by {method}, {drafts.length} tokens ahead")
         words += [each for each in (self.quantization,) if each]
         words += [] if prior is None else [f"times by the prior of {prior}, not measured"]
         return ", ".join(words)

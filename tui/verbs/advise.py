@@ -66,17 +66,38 @@ class Advise:
     as_json: Json = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class DraftOptions:
+    """How many tokens to draft at which batch."""
+
+    drafts: bool = option(False, "Print how many tokens to draft at which batch. No budget.")
+    speculative: str | None = option(
+        None, "--drafts: what drafts, if none was recorded, as vLLM's JSON.", metavar="JSON"
+    )
+    acceptance: str | None = option(
+        None, "--drafts: share kept at each position: .58,.31,.12.", metavar="SHARES"
+    )
+
+
 @takes(
     BudgetOptions,
     Advise,
     AccountOptions,
-    panels=BUDGET | {"present": OPTIONS, "effort_map": ACCOUNTS},
+    DraftOptions,
+    panels=BUDGET | {"present": OPTIONS, "effort_map": ACCOUNTS, "drafts": "Drafts by batch"},
 )
-def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
+def advise(
+    options: BudgetOptions, asked: Advise, told: AccountOptions, drafting: DraftOptions
+) -> None:
     """Recommend the system-optimal configuration for a budget."""
     from advisor.search.budget import is_given, parse_budget
     from advisor.step_time.prior.relatives import read_gpu
 
+    if drafting.drafts:
+        print_drafts(options, asked, drafting)
+        return
+    if drafting.speculative is not None or drafting.acceptance is not None:
+        raise UsageError("--speculative and --acceptance go with --drafts")
     given, systems = options.given(), options.systems()
     budget = parse_budget(given)
     tariff = told.tariff()
@@ -119,6 +140,44 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
         checks=open_measured(asked.learn) if asked.learn else (),
         efforts=told.effort_map,
     )
+
+
+def print_drafts(options: BudgetOptions, asked: Advise, drafting: DraftOptions) -> None:
+    """Print how many tokens to draft at which batch. Raises UsageError where nothing tells."""
+    from advisor.advice.command import serve_command
+    from advisor.what_if.drafts.by_batch import all_drafts_by_batch
+    from advisor.what_if.drafts.redrafting import read_acceptance
+    from profiler.engines.options import parse_speculative
+    from tui.text.commands import here
+    from tui.text.recordings.drafts import drafts_json, drafts_lines
+
+    systems = options.systems()
+    if len(systems) > 1:
+        raise UsageError("--drafts: give one --gpu at a time")
+    given = drafting.acceptance
+    found, without = all_drafts_by_batch(
+        open_measured([*asked.recordings, *(asked.learn or ())]),
+        speculative=parse_speculative(drafting.speculative),
+        acceptance=() if given is None else read_acceptance(given),
+        gpu=next(iter(systems), None),
+    )
+    place = here()
+    path = place["model_path"]
+    commands = []
+    for each in found:
+        engine, draft = each.served, each.speculative.model
+        commands.append(
+            serve_command(
+                engine,
+                model_path=path(engine.model),
+                draft_path=None if draft is None or engine.speculative is None else path(draft),
+                cpu_build=place["cpu_build"],
+            )
+        )
+    if asked.as_json:
+        say_json(to_plain(drafts_json(found, without, commands)))
+        return
+    say_all([*drafts_lines(found, without, commands)])
 
 
 def configuration_of(path: Path, among: Sequence[Path]) -> tuple[EngineConfig, Policy]:

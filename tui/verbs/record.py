@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.engines.options import EngineOptions
+from profiler.engines.options import EngineOptions, parse_speculative
 from traces.errors import UsageError
 from traces.recording.manifest import CheckpointCost, check_free, read_manifest
-from traces.schema.engine import Speculative
 from traces.schema.formats import integer
 from traces.schema.tts.policy import Policy
 from tui.options import (
@@ -235,25 +233,6 @@ def arrivals_at(rate_per_s: float, count: int) -> tuple[float, ...]:
     span = drawn[-1] - drawn[0]
     scale = (count - 1) / rate_per_s / span if count > 1 else 1.0
     return tuple(((drawn - drawn[0]) * scale).tolist())
-
-
-def parse_speculative(text: str | None) -> Speculative | None:
-    """Read vLLM's --speculative-config. Raises UsageError when it is not such JSON."""
-    if text is None:
-        return None
-    example = '\'{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}\''
-    try:
-        data = json.loads(text)
-    except ValueError:
-        raise UsageError(f"--speculative: not JSON. Give for example {example}") from None
-    names = Speculative.__dataclass_fields__
-    if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
-        raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
-    if unknown := data.keys() - names.keys():
-        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}, only {', '.join(names)}")
-    if not isinstance(data["num_speculative_tokens"], int):
-        raise UsageError("--speculative: num_speculative_tokens must be a whole number")
-    return Speculative.from_json(data)
 
 
 def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:

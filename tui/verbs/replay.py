@@ -38,6 +38,9 @@ class ReplayOptions:
     at_pace_of: Path | None = option(
         None, "A recording of the asked engine: predict at that machine's pace."
     )
+    acceptance: str | None = option(
+        None, "Share of drafts kept at each position: .58,.31,.12.", metavar="SHARES"
+    )
     run: int = option(0, "Which of its runs, from 1, if several.", show_default=False)
     seed: int = option(0, "Seed of the random draws.")
     interval: IntervalOf = "fresh"
@@ -130,6 +133,7 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
     from advisor.step_time.prior.tables import named_tables
+    from advisor.what_if.drafts.redrafting import read_acceptance
     from advisor.what_if.measured.points import check_used
     from advisor.what_if.question import Question
     from tui.verbs.open_all import open_all
@@ -177,6 +181,7 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
         pace_of=None
         if asked.at_pace_of is None
         else with_lengths(Recording.open(asked.at_pace_of)),
+        acceptance=() if asked.acceptance is None else read_acceptance(asked.acceptance),
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
     check_used(others, base, names, priced=gpu is not None)

@@ -16,7 +16,7 @@ import numpy as np
 
 from advisor.evidence.features import ZERO, Features
 from traces.notes import Telling
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import LOOKUPS, EngineConfig
 from traces.schema.formats import percent
 from traces.statistics import Floats
 
@@ -92,10 +92,16 @@ def hiding_of(engine: EngineConfig) -> str:
 
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
-    """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
+    """Return seconds [FEATURES] of the seconds [TERMS] of an engine.
+
+    A request that verifies the drafts of a model takes of the host what each of its tokens would
+    alone. Lookup drafts for some requests alone, which the engine does not tell.
+    """
     terms = dict(zip(TERMS, seconds.tolist(), strict=True))
     shared = terms.pop("shared_step")
     terms["step"] += shared if ranks_of(engine) > 1 else 0.0
+    if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
+        terms["draft_requests"] = engine.speculative.num_speculative_tokens * terms["requests"]
     return np.array(ZERO._replace(**terms))
 
 

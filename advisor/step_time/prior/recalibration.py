@@ -201,6 +201,27 @@ class PriorTimes:
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
     measured: MeasuredLoads | None = None
 
+    @classmethod
+    def of(
+        cls,
+        tables: PriorTables,
+        facts: ModelFacts,
+        recordings: Sequence[Recording],
+        *,
+        ranks: int = 1,
+        truncated: bool = False,
+    ) -> PriorTimes:
+        """Return the prior of a model on a system, as recordings of that GPU correct it."""
+        models = {name: each for one in recordings for name, each in one.manifest.models.items()}
+        return cls(
+            tables=tables,
+            facts=facts,
+            found=recalibrate(tables, recordings, models=models | {facts.name: facts}, asked=facts),
+            ranks=ranks,
+            truncated=truncated,
+            models=models,
+        )
+
     @property
     def ran(self) -> Recalibration | None:
         """What whole steps or requests said of the prior; None where at most its kernels ran."""
@@ -792,16 +813,17 @@ def host_of(facts: ModelFacts, engine: EngineConfig) -> HostPart:
     return host_part(engine if facts.num_experts else engine.one_replica())
 
 
-def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:
+def predicted_steps(cost: StepCost, steps: pl.DataFrame, *, drafting: bool = False) -> Floats:
     """Return the seconds [steps] of rows that have all of COMPOSITION.
 
-    The chunks of a step, of which the row has sums, are taken as equal.
+    The chunks of a step, of which the row has sums, are taken as equal. With `drafting` in each
+    step drafts are made.
     """
-    return _predicted(cost, np.column_stack(work_of_steps(steps)))
+    return _predicted(cost, np.column_stack(work_of_steps(steps)), drafting)
 
 
 @compiled
-def _predicted(cost: StepCost, rows: Floats) -> Floats:
+def _predicted(cost: StepCost, rows: Floats, drafting: bool) -> Floats:
     """Return the seconds [steps] of rows [steps, fields of `Work`]."""
     seconds = np.empty(len(rows))
     for place in range(len(rows)):
@@ -811,5 +833,5 @@ def _predicted(cost: StepCost, rows: Floats) -> Floats:
         if prompts:
             before = max(int(work.prefill_kv_tokens) - tokens, 0) // prompts
             chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
-        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, 0.0, chunks, False)
+        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, 0.0, chunks, drafting)
     return seconds

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from advisor.evidence.keys import decoder_of, sampling_of
 from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
 from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Chances, Kept
 from advisor.what_if.drafts.published import KNOWN, published
+from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import percent
@@ -46,13 +48,18 @@ class Redrafted:
 
 
 def redraft(
-    evidence: Evidence, recordings: Sequence[Recording], engine: EngineConfig, policy: Policy
+    evidence: Evidence,
+    recordings: Sequence[Recording],
+    engine: EngineConfig,
+    policy: Policy,
+    acceptance: Sequence[float] = (),
 ) -> Redrafted | None:
     """Return the engine's samples from a run with other drafts; None where none can tell them.
 
     That is a run of the same model and sampling with drafts of the same kind and another k or,
     for n-gram lookup, any run whose recording counted what lookup with this window would have done;
-    first those with drafts as long as the asked ones. Last comes what was published.
+    first those with drafts as long as the asked ones. Last comes what was published. With an
+    `acceptance` (`read_acceptance`) that alone says what is kept.
     """
     wanted = engine.speculative
     if wanted is None:
@@ -64,6 +71,9 @@ def redraft(
         and sampling_of(run.policy) == sampling_of(policy)
     ]
     alike.sort(key=lambda run: -run.policy.n)
+    plain = [run for run in alike if run.engine.speculative is None]
+    if acceptance:
+        return next((_drawn_by(run, engine, _given(acceptance)) for run in plain or alike), None)
     longer = None
     for redrafted in filter(None, _told(evidence, recordings, wanted, engine, alike)):
         if not redrafted.extrapolated:
@@ -92,9 +102,34 @@ def _told(
         yield _from_published(run, wanted, engine)
 
 
+def read_acceptance(text: str) -> tuple[float, ...]:
+    """Read shares of drafts whose token is kept, by its position: `.58,.31,.12`.
+
+    These are what `show` prints and vLLM counts (`num_accepted_tokens_per_pos` over `num_drafts`).
+    Raises UsageError for what cannot be.
+    """
+    try:
+        shares = tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--acceptance {text}: give the share kept at each position, such as .58,.31,.12"
+        ) from None
+    for place, (before, share) in enumerate(pairwise((1.0, *shares)), 1):
+        if not 0 <= share <= 1:
+            raise UsageError(
+                f"--acceptance {text}: position {place} has {share:g}, and shares are from 0 to 1"
+            )
+        if share > before:
+            raise UsageError(
+                f"--acceptance {text}: position {place} has {share:g}, more than the {before:g} "
+                "before it. A token is kept where those before it are, so that shares never rise"
+            )
+    return shares
+
+
 def same_drafter(one: Speculative, other: Speculative) -> bool:
     """Whether two settings propose the same tokens, but for how many."""
-    ours, theirs = (dataclasses.replace(s, num_speculative_tokens=1) for s in (one, other))
+    ours, theirs = (each.fixed(1) for each in (one, other))
     if lookup_of(ours) is not None:
         return lookup_of(ours) == lookup_of(theirs)
     return ours == theirs
@@ -118,6 +153,15 @@ def with_published(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, runs=(*evidence.runs, *more)) if more else evidence
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What says how many tokens are kept, other than a recording, of so many `positions`."""
+
+    chances: Chances
+    positions: int
+    what: str
+
+
 def _from_published(
     run: RecordedRun, wanted: Speculative, engine: EngineConfig
 ) -> Redrafted | None:
@@ -125,15 +169,43 @@ def _from_published(
     drafter = published(engine.model, wanted)
     if drafter is None:
         return None
-    k, runs = wanted.num_speculative_tokens, []
+    what = f"the acceptance that was published for {drafter.name}, on other prompts"
+    return _drawn_by(run, engine, _Told(chances=drafter.chances, positions=0, what=what))
+
+
+def _given(acceptance: Sequence[float]) -> _Told:
+    chances = [share / before if before else 0.0 for before, share in pairwise((1.0, *acceptance))]
+    told = Chances(by_cell={}, pooled=np.array(chances))
+    return _Told(chances=told, positions=len(acceptance), what="the acceptance that was given")
+
+
+def _drawn_by(run: RecordedRun, engine: EngineConfig, told: _Told) -> Redrafted:
+    """Return the samples with drafts of which as many are kept as was told.
+
+    Recorded drafts of the run say nothing of others, and are forgotten.
+    """
+    assert engine.speculative is not None
+    k, runs = engine.speculative.num_speculative_tokens, []
     for number in range(DRAWS):
         rng = np.random.default_rng([7, number])
-        runs.append(_with_drafts(run, engine, k, drafter.chances, None, rng)[0])
-    note = (
-        f"drafts never ran: how many are kept is drawn by the acceptance that was published for "
-        f"{drafter.name}, on other prompts"
-    )
-    return Redrafted(runs=tuple(runs), note=note, extrapolated=True)
+        runs.append(_with_drafts(_without_drafts(run), engine, k, told.chances, None, rng)[0])
+    note = f"drafts never ran: how many are kept is drawn by {told.what}"
+    return Redrafted(runs=tuple(runs), note=note, extrapolated=k > told.positions)
+
+
+def _without_drafts(run: RecordedRun) -> RecordedRun:
+    if run.engine.speculative is None:
+        return run
+    problems = {
+        name: dataclasses.replace(
+            problem,
+            samples=tuple(
+                dataclasses.replace(each, scheduled=None, advance=None) for each in problem.samples
+            ),
+        )
+        for name, problem in run.problems.items()
+    }
+    return dataclasses.replace(run, problems=problems)
 
 
 def _with_drafts(

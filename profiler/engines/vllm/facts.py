@@ -59,7 +59,22 @@ def speculation_of(vllm_config: Any) -> Speculative | None:
         model=None if model in (None, method, vllm_config.model_config.model) else str(model),
         prompt_lookup_min=config.prompt_lookup_min if lookup else None,
         prompt_lookup_max=config.prompt_lookup_max if lookup else None,
+        num_speculative_tokens_per_batch_size=_by_batch(config),
     )
+
+
+def _by_batch(config: Any) -> tuple[tuple[int, int, int], ...] | None:
+    """Return the tokens of a draft by batch, as vLLM reads them; None where they never change.
+
+    Between two ranges those of the one before hold, and none has more than there are at most
+    (`build_dynamic_sd_schedule_lookup` in v1/spec_decode/dynamic/utils.py).
+    """
+    told = getattr(config, "num_speculative_tokens_per_batch_size", None)
+    if not told:
+        return None
+    most, ranges = config.num_speculative_tokens, sorted(map(tuple, told))
+    ends = [low - 1 for low, _, _ in ranges[1:]] + [ranges[-1][1]]
+    return tuple((low, end, min(k, most)) for (low, _, k), end in zip(ranges, ends, strict=True))
 
 
 def _device(parallel: Any) -> tuple[str | None, int | None]:

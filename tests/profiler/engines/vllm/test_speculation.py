@@ -141,3 +141,23 @@ def test_record_with_a_draft_model(tmp_path):
     for row in recording.samples.iter_rows(named=True):
         assert accounts_for(row["accepted_per_step"], row["output_tokens"])
     assert (recording.steps["draft_ns"].drop_nulls() < recording.steps["wall_ns"].max()).all()
+
+
+def test_drafts_whose_length_goes_by_batch_are_recorded_as_they_ran(tmp_path):
+    ranges = [[1, 2, 3], [3, 64, 0]]
+    drafts = {
+        "method": "draft_model", "model": "demo/s", "num_speculative_tokens": 3,
+        "num_speculative_tokens_per_batch_size": ranges,
+    }  # fmt: skip
+    command = ["record", "--model", "demo/l", "--problems", "8", "--concurrency", "8"]
+    command += ["--dtype", "float32", "--max-tokens", "120", "--json"]
+    done = warm_ttscope(*command, "--speculative", json.dumps(drafts), "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr[-3000:]
+    recording = Recording.open(tmp_path / "r")
+    (engine,) = recording.manifest.engines.values()
+    assert [*map(list, engine.speculative.num_speculative_tokens_per_batch_size)] == ranges
+    decoding = recording.steps.filter(recording.steps["prefill_requests"] == 0)
+    many = decoding.filter(decoding["decode_requests"] > 4)  # a step is drafted for by the last one
+    assert many.height and (many["decode_tokens"] == many["decode_requests"]).all()
+    few = decoding.filter(decoding["decode_requests"] <= 1)
+    assert (few["decode_tokens"] > few["decode_requests"]).any()
