@@ -291,10 +291,11 @@ class Deployment:
         settings = {**identity.settings, **cache_settings(scraper.reader.cache_config)}
         settings |= _limits_on(page)
         settings["speculative"] = settings.get("speculative") or _speculation_on(page)
-        settings |= {name: value for name, value in self._declared.items() if value is not None}
         url = (("url", access.where),) if len(self._accesses) > 1 else ()
         settings["other"] = tuple(sorted((*identity.other, *settings.get("other", ()), *url)))
-        config, facts = describe(card, identity.vllm_version, name=None, settings=settings)
+        config, facts = describe(
+            card, identity.vllm_version, name=None, told=settings, declared=self._declared
+        )
         if self._facts is not None:
             facts = dataclasses.replace(self._facts, name=config.model)
         return config, facts

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,13 @@ class Manifest(Record):
         """Return the contents of the file."""
         return json.dumps(self.to_json(), indent=1).encode()
 
+    def check(self) -> None:
+        """Raise UsageError for what `read_manifest` would refuse."""
+        try:
+            _manifest_of(json.loads(self.encoded()))
+        except _MALFORMED as error:
+            raise UsageError(f"no recording can hold this: {error}") from None
+
     def write(self, folder: Path) -> None:
         """Replace `recording.json` whole, to survive a power failure. Raises OSError."""
         data = self.encoded()
@@ -233,7 +240,6 @@ def read_manifest(folder: Path) -> Manifest:
         raw = _read(path)
         data = msgspec.json.decode(raw)
         version = data["schema_version"]
-        _check_numbers(data)
     except FileNotFoundError:
         inside: list[Path] = []
         with contextlib.suppress(OSError):
@@ -257,20 +263,26 @@ def read_manifest(folder: Path) -> Manifest:
             f"({SCHEMA_VERSION}). Upgrade ttscope"
         )
     try:
-        msgspec.convert(data, Manifest)
-        msgspec.convert(data.get("provenance", {}), Provenance)
-        if version < 1 or any(
-            len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
-        ):
-            raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
-        manifest = Manifest.from_json(data)
-        for policy in manifest.policies.values():
-            policy.check()
-        return manifest
+        return _manifest_of(data)
     except _MALFORMED as error:
         raise RecordingError(
             f"{path}: malformed ({type(error).__name__}: {error}). Restore it from a copy"
         ) from None
+
+
+def _manifest_of(data: Mapping[str, Any]) -> Manifest:
+    """Build a manifest from its JSON. Raises one of _MALFORMED for what none can be."""
+    _check_numbers(data)
+    msgspec.convert(data, Manifest)
+    msgspec.convert(data.get("provenance", {}), Provenance)
+    if data["schema_version"] < 1 or any(
+        len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
+    ):
+        raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
+    manifest = Manifest.from_json(data)
+    for policy in manifest.policies.values():
+        policy.check()
+    return manifest
 
 
 def recordings_in(folder: Path) -> list[Path]:

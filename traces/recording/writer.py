@@ -262,6 +262,7 @@ class RecordingWriter:
         self._thread.start()
 
     def _create(self) -> None:
+        self.manifest.check()
         take_folder(self.path, private=self.manifest.text_recorded)
         try:
             for table in TABLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 
+import msgspec
 from msgspec import Meta
 
 from traces.plain_text import COMMANDS
@@ -74,6 +76,17 @@ def misfit(record: type[Any], name: str, value: Any) -> str | None:
     if kind is str and fits:
         fits = len(value) <= LONGEST and not COMMANDS.search(value)
     return None if fits and (kind is not float or math.isfinite(value)) else words
+
+
+def fitting(record: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record can hold of values that a server tells, by the ranges of its fields."""
+    hints = get_type_hints(record, include_extras=True)
+    kept = {}
+    for name, value in values.items():
+        with contextlib.suppress(msgspec.ValidationError):
+            msgspec.convert(_plain(value), hints[name])
+            kept[name] = value
+    return kept
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

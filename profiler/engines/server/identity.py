@@ -14,10 +14,11 @@ from typing import Any
 
 import httpx
 
-from profiler.engines.server.served import LONGEST_NAME, MOST_TOKENS, ask_version, asked
+from profiler.engines.server.served import LONGEST_NAME, ask_version, asked
 from traces.errors import UsageError
 from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM, unwrapped
 from traces.schema.engine import Speculative
+from traces.schema.record import MOST
 
 _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT_LLM}  # of a model's card
 _FIELDS = {  # of /server_info, by the field of EngineConfig that means the same
@@ -141,7 +142,7 @@ def _typed(value: Any, kind: type) -> Any:
         return value if isinstance(value, bool) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not 0 < value <= MOST_TOKENS or (kind is int and value != int(value)):
+    if not 0 < value <= MOST or (kind is int and value != int(value)):
         return None
     return kind(value)
 

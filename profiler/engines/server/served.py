@@ -15,10 +15,11 @@ import httpx
 from profiler.engines.models.model_facts import facts_from_folder
 from profiler.engines.options import model_path
 from traces.errors import EngineError
+from traces.recording.tables import MOST_TOKENS
 from traces.schema.engine import BLOCKS, EngineConfig, ModelFacts
+from traces.schema.record import fitting
 
 LONGEST_NAME = 256  # characters of a model's name and of a version
-MOST_TOKENS = 1 << 40  # that a server may say it has room for or has counted
 PLAIN = {"Accept-Encoding": "identity"}  # so that no answer can swell
 _HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _CACHE: dict[str, Callable[[str], Any]] = {
@@ -88,7 +89,7 @@ def count(told: Any) -> int | None:
     """Return a number of tokens that a server tells, None for what is none."""
     if isinstance(told, float) and told.is_integer():
         told = int(told)
-    if type(told) is not int or not 0 <= told < MOST_TOKENS:
+    if type(told) is not int or not 0 <= told <= MOST_TOKENS:
         return None
     return told
 
@@ -142,16 +143,25 @@ def cache_settings(caches: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
 
 
 def describe(
-    card: Mapping[str, Any], version: str | None, *, name: str | None, settings: Mapping[str, Any]
+    card: Mapping[str, Any],
+    version: str | None,
+    *,
+    name: str | None,
+    told: Mapping[str, Any],
+    declared: Mapping[str, Any],
 ) -> tuple[EngineConfig, ModelFacts | None]:
-    """Return the engine as far as it is known, and the model's facts where its folder is here."""
+    """Return the engine as far as it is known, and the model's facts where its folder is here.
+
+    Settings that the server `told` and that cannot be are not known. The `declared` ones win.
+    """
     label = name or _name(card["id"])
+    told = fitting(EngineConfig, {"max_model_len": count(card.get("max_model_len")), **told})
+    given = {key: each for key, each in declared.items() if each is not None}
     config = EngineConfig(
         model=label,
-        max_model_len=count(card.get("max_model_len")),
         mode="server",
         vllm_version=version,
-        **{key: value for key, value in settings.items() if value is not None},
+        **{key: each for key, each in told.items() if each is not None} | given,
     )
     root = card.get("root") or card["id"]
     folder = _folder(root if isinstance(root, str) else card["id"])

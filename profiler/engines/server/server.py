@@ -153,9 +153,9 @@ class ServerEngine(Engine):
             )
         other = (*identity.other, *cache.get("other", ()))
         said = {"other": tuple(sorted(other))} if other else {}
-        given = {key: value for key, value in declared.items() if value is not None}
-        settings = {**cache, **said, **given}
-        config, facts = describe(card, identity.vllm_version, name=name, settings=settings)
+        config, facts = describe(
+            card, identity.vllm_version, name=name, told={**cache, **said}, declared=declared
+        )
         return str(card["id"]), config, facts
 
     def _try_template(self, client: httpx.Client, model: str) -> None:

@@ -14,8 +14,9 @@ from profiler.engines.interface import (
     find_tokens,
     leaves_open,
 )
-from profiler.engines.server.served import MOST_TOKENS, count
+from profiler.engines.server.served import count
 from traces.clock import now_ns
+from traces.recording.tables import MOST_TOKENS
 
 MOST_TEXT = 16 << 20  # characters of one answer
 MOST_KEPT = 4 << 20  # token ids and log-probabilities of one answer

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from benchmarks.servers.clients import until
 from tests.traces.synthetic import simulate, write_recording
-from traces.errors import NewerSchemaError, RecordingError
+from traces.errors import NewerSchemaError, RecordingError, UsageError
 from traces.recording import checksums, parts
 from traces.recording import writer as merging
 from traces.recording.checksums import read_checksums
@@ -37,6 +37,21 @@ def make(folder, rows=5, **changes):
         for step in range(rows):
             writer.append("steps", {"engine": "e", "step": step, "drafted": [1, 0]})
     return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engines": {"e": EngineConfig(model="m", tensor_parallel_size=0)}},
+        {"engines": {"e": EngineConfig(model="m", block_size=2**21)}},
+        {"price_usd_per_device_hour": 1e300},
+        {"concurrency": 2**63},
+    ],
+)
+def test_what_could_not_be_read_again_is_not_begun(tmp_path, changes):
+    with pytest.raises(UsageError, match="no recording can hold this"):
+        RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks(), **changes))
+    assert not (tmp_path / "r").exists()
 
 
 def test_round_trip(tmp_path):
@@ -636,9 +651,15 @@ def test_a_folder_that_could_not_be_written_can_be_taken_again(small_disk):
 
 
 @pytest.mark.slow
-def test_a_manifest_of_a_thousand_engines_is_read_and_of_too_many_refused(tmp_path):
+def test_too_many_engines_are_refused_as_they_are_written_and_read(tmp_path):
     engines = {f"e{i}": EngineConfig(model=f"m{i}") for i in range(4_097)}
-    folder = make(tmp_path / "r", engines=engines)
+    with pytest.raises(UsageError, match="over 4,096 engines"):
+        make(tmp_path / "r", engines=engines)
+    folder = make(tmp_path / "r")
+    manifest = json.loads((folder / "recording.json").read_text())
+    manifest["engines"] = {key: each.to_json() for key, each in engines.items()}
+    (folder / "recording.json").write_text(json.dumps(manifest))
+    (folder / "checksums.sha256").unlink()
     with pytest.raises(RecordingError, match="over 4,096 engines"):
         Recording.open(folder)
 

@@ -36,8 +36,10 @@ ANSWER = events(*GOOD)
 
 
 @contextmanager
-def server(*, card=CARD, stream=ANSWER, version=None, models=None, length=None, stuck=None):
-    """Serve one model; `models` writes the list of them.
+def server(
+    *, card=CARD, stream=ANSWER, version=None, models=None, length=None, stuck=None, page=None
+):
+    """Serve one model; `models` writes the list of them, `page` is the one of its metrics.
 
     `stream` is the body of a completion, or gives it by how many there were before. It is said to
     have a `length` in bytes; with `stuck` it does not end before that is set.
@@ -50,6 +52,8 @@ def server(*, card=CARD, stream=ANSWER, version=None, models=None, length=None, 
                 models(self)
             elif self.path == "/v1/models":
                 self._answer(json.dumps({"data": [card]}).encode(), "application/json")
+            elif self.path == "/metrics" and page is not None:
+                self._answer(page, "text/plain")
             elif self.path == "/version" and version is not None:
                 self._answer(version, "application/json")
             else:
@@ -113,7 +117,7 @@ def test_an_answer_that_is_none_is_a_failed_sample(tmp_path, stream, error):
     assert "canary" not in json.dumps(rows, default=str)
 
 
-@pytest.mark.parametrize("usage", [-5, 2**63, 1e300, float("nan"), "a", [1], None, 2.5])
+@pytest.mark.parametrize("usage", [-5, 10**9, 2**63, 1e300, float("nan"), "a", [1], None, 2.5])
 def test_counts_that_are_none_are_not_known(tmp_path, usage):
     told = {"prompt_tokens": usage, "completion_tokens": usage}
     told |= {"prompt_tokens_details": {"cached_tokens": usage}}
@@ -182,11 +186,20 @@ def test_nobody_waits_long_behind_a_finish_reason(tmp_path, monkeypatch):
     assert took.max() < 0.2e9
 
 
-@pytest.mark.parametrize("length", [-1.5, "xxx", [1], 1e400, 1e300, True])
+@pytest.mark.parametrize("length", [-1.5, 0, 10**9, "xxx", [1], 1e400, 1e300, True])
 def test_a_card_with_a_length_that_is_none_is_read(tmp_path, length):
     with server(card=CARD | {"max_model_len": length}) as url:
         recording = recorded(tmp_path, url)
     assert [each.max_model_len for each in recording.manifest.engines.values()] == [None]
+
+
+@pytest.mark.parametrize("told", ["0", "-5", str(2**21), str(10**30), "x", "1e3"])
+def test_a_page_of_settings_that_cannot_be_is_read(tmp_path, told):
+    page = f'vllm:cache_config_info{{block_size="{told}",num_gpu_blocks="-{told}"}} 1\n'
+    with server(version=b'{"version": "0.32.0"}', page=page.encode()) as url:
+        recording = recorded(tmp_path, url)
+    (engine,) = recording.manifest.engines.values()
+    assert (engine.block_size, engine.num_gpu_blocks or None) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["", 5, "\ud800", "m" * 300, None])

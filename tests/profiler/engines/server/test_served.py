@@ -26,7 +26,7 @@ def test_a_hub_model_has_its_facts_from_the_cache(tmp_path, monkeypatch):
     (known / "refs" / "main").write_text("abc")
     (known / "snapshots" / "abc" / "config.json").write_text(json.dumps(CONFIG))
     card = {"id": "toy", "root": "org/toy-1.5b"}
-    _, facts = describe(card, None, name=None, settings={})
+    _, facts = describe(card, None, name=None, told={}, declared={})
     assert facts is not None
     assert (facts.name, facts.num_hidden_layers) == ("toy", 2)
 
@@ -34,7 +34,7 @@ def test_a_hub_model_has_its_facts_from_the_cache(tmp_path, monkeypatch):
 def test_a_model_that_is_not_here_has_none(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for root in ("org/absent", "../../etc", "a" * 5_000, 7):
-        config, facts = describe({"id": "toy", "root": root}, None, name=None, settings={})
+        config, facts = describe({"id": "toy", "root": root}, None, name=None, told={}, declared={})
         assert config.model == "toy"
         assert facts is None
 
