@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -267,6 +268,7 @@ app = typer.Typer(
 )
 
 
+_UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 COLLECTED_AT = 50_000, 20, 20  # modules are no garbage: looking for it takes a tenth longer
 
 
@@ -274,6 +276,7 @@ def main() -> NoReturn:
     """Run the command line; the one place where errors become exit codes."""
     from traces.errors import TtscopeError
 
+    _open_streams()
     os.environ["PYTHONSAFEPATH"] = "1"  # no child imports from the folder that the user stands in
     try:
         Path.home()
@@ -298,6 +301,11 @@ def main() -> NoReturn:
         if not isinstance(cause, BrokenPipeError):
             raise
         _leave_pipe(code)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _leave_streams(1)
+        fail(f"stdout or a file cannot be written ({error.strerror})", 1)
     except Exception as error:
         show = getattr(error, "format_message", None)  # click's usage errors
         if show is None:
@@ -346,10 +354,23 @@ def _leave_pipe(code: Any) -> NoReturn:
     rich_has_left = os.path.samestat(os.fstat(1), Path(os.devnull).stat())  # as below
     if not closed and not rich_has_left:
         fail("a pipe to another process broke. Is that process still running?", 1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):  # else Python complains when it flushes them at its end
-        os.dup2(nowhere, number)
+    _leave_streams(1, 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_streams(*numbers: int) -> None:
+    """Send what is still to be written nowhere, else Python complains as it flushes at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(nowhere, number)
+
+
+def _open_streams() -> None:
+    """Open what is closed of stdin, stdout and stderr, else a file of ours gets its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, mode, closefd=False))
 
 
 def _version(wanted: bool) -> None:

@@ -146,6 +146,19 @@ def test_what_a_terminal_cannot_write_is_a_question_mark(monkeypatch):
     assert b"accuracy" in written.getvalue() and b"?" in written.getvalue()
 
 
+FULL = "ttscope: stdout or a file cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [(">&-", 0, ""), ("<&- >&- 2>&-", 0, ""), ("2>/dev/full", 0, ""), (">/dev/full", 1, FULL)],
+)
+def test_streams_that_are_closed_or_full_are_no_traceback(streams, code, said):
+    command = f'{sys.executable} -c "from tui.cli import main; main()" show "$0" {streams}'
+    done = subprocess.run(["sh", "-c", command, RUN], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_texts_paths_and_defaults_are_read_without_pydantic():
     code = (
         "import sys; from tui.cli import loaded\n"
