@@ -23,8 +23,8 @@ import numpy as np
 import polars as pl
 
 from advisor.advice.advisor import Advisor
-from advisor.step_time.power import limit_of
-from advisor.step_time.prior.recalibration import predicted_steps
+from advisor.step_time.cost import predicted_steps
+from advisor.step_time.power.boards import limit_of
 from benchmarks.dense_models import dense
 from traces.foreign.evaluations.curve import import_curve
 from traces.foreign.evaluations.reader import Given

@@ -98,7 +98,9 @@ def limits_of_budget(
         metric = limited(field, budget.latency_percentile)
         bound = np.full(len(prices), wanted[field])
         if metric.name == "energy_j" and not powered.any():
-            raise UsageError("--max-energy: no recording holds power. Record on a GPU")
+            raise UsageError(
+                "--max-energy: no recording holds power. Record on a GPU, or name one with --gpu"
+            )
         if metric.name != "cost_usd":
             limits[field] = MetricBound(
                 metric=metric.name, bound=bound, above=metric.higher_is_better
@@ -121,7 +123,9 @@ def goal_of(budget: Budget, *, prices: Floats, powered: Bools) -> Goal:
     """Return what a budget optimises. Raises UsageError for energy where none was recorded."""
     metric, scale = objective(budget.goal, budget.latency_percentile), np.ones(len(prices))
     if metric.name == "energy_j" and not powered.any():
-        raise UsageError("--optimise energy: no recording holds power. Record on a GPU")
+        raise UsageError(
+            "--optimise energy: no recording holds power. Record on a GPU, or name one with --gpu"
+        )
     if metric.name != "cost_usd":
         return Goal(metric=metric.name, scale=scale, higher=metric.higher_is_better)
     if np.isfinite(prices).any() and (prices != prices[0]).any():

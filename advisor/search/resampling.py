@@ -16,7 +16,7 @@ import numpy.typing as npt
 from advisor.evidence.features import Features
 from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
-from advisor.step_time.power import PowerLaw
+from advisor.step_time.power.law import PowerLaw
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.statistics import (

@@ -30,7 +30,7 @@ from advisor.evidence.keys import (
 from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
 from advisor.search.routing import with_routings
-from advisor.step_time.power import PowerLaw, power_laws
+from advisor.step_time.power.law import PowerLaw, power_laws
 from advisor.step_time.prior.defaults import usual_limits
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -76,8 +76,8 @@ class Space:
     """The candidates as arrays [candidates], how many were dropped and why, the common problems.
 
     `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
-    not known; `replicas` is how many engines serve. `power` are the laws of what recorded
-    engines draw.
+    not known; `replicas` is how many engines serve. `power` are the laws of what engines
+    draw.
     `offers` are those of the prior that were asked for.
     """
 
@@ -283,7 +283,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, quick: bool = F
         problem_ids=names,
         made=evidence.made,
         routings=routings,
-        power=power_laws(evidence.power),
+        power={**power_laws(evidence.power), **({} if offers is None else offers.power)},
         offers=offers,
     )
 

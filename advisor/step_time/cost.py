@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
+import polars as pl
 
-from advisor.compiled import inner
+from advisor.compiled import compiled, inner, wide
 from advisor.evidence.features import (
     ALL,
     FEATURES,
@@ -20,6 +21,7 @@ from advisor.evidence.features import (
     features_of,
     mean_of,
     work_in,
+    work_of_steps,
     work_planned,
 )
 from advisor.step_time.table_cost import (
@@ -224,3 +226,27 @@ def _steps_below(
         else:
             high = middle
     return low
+
+
+def predicted_steps(cost: StepCost, steps: pl.DataFrame, *, drafting: bool = False) -> Floats:
+    """Return the seconds [steps] of rows that have all of COMPOSITION.
+
+    The chunks of a step, of which the row has sums, are taken as equal. With `drafting` in each
+    step drafts are made.
+    """
+    return _predicted(cost, np.column_stack(work_of_steps(steps)), drafting)
+
+
+@compiled
+def _predicted(cost: StepCost, rows: Floats, drafting: bool) -> Floats:
+    """Return the seconds [steps] of rows [steps, fields of `Work`]."""
+    seconds = np.empty(len(rows))
+    for place in range(len(rows)):
+        work = work_at(rows[place])
+        prompts, tokens = int(work.prefill_requests), int(work.prefill_tokens)
+        chunks = 0.0
+        if prompts:
+            before = max(int(work.prefill_kv_tokens) - tokens, 0) // prompts
+            chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
+        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, 0.0, chunks, drafting)
+    return seconds

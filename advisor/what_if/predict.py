@@ -41,7 +41,8 @@ from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.law import StepLaw
 from advisor.step_time.operators.files import Operators, read_operators
 from advisor.step_time.pace import Pace, pace_of_run
-from advisor.step_time.power import power_laws
+from advisor.step_time.power.law import power_laws
+from advisor.step_time.power.prior import PowerAsked, lengths_of
 from advisor.step_time.prior.defaults import (
     Device,
     Memory,
@@ -238,7 +239,9 @@ def predict(
             operators=operators,
             law=law,
             extrapolated=longer,
-            power=power.get(law_key(question.engine)),
+            power=power.get(law_key(question.engine))
+            if prior is None
+            else prior.power(question.engine),
             routings=routed.others if routed.answers(asked) else (),
             pace=_pace(question, model, law, own_pace),
             own_pace=own_pace,
@@ -496,6 +499,8 @@ def _measured(
             *case_notes,
             *(_untaught(name, why) for name, point in read.items() if point is not None),
         ]
+    lengths = lengths_of(sources, question.engine.model)
+    prior = replace(prior, asked=replace(prior.asked, lengths=lengths))
     untaught = case_notes + [
         _untaught(name, why) for name, why in read.items() if isinstance(why, str)
     ]
@@ -913,6 +918,7 @@ def _prior(
         [base, *others],
         ranks=ranks or 1,
         truncated=question.policy.truncated,
+        asked=PowerAsked(cap_w=question.power_cap_w),
     )
     question = by_replica(question)
     return prior, replace(question, engine=replace(question.engine, gpu=tables.device))

@@ -41,7 +41,8 @@ class Question:
     all-reduces, which tables leave out, are those of `collectives`
     (`communication.measured_messages`). With `gpu`, the name of a system of the prior
     (prior/tables.py), they are that system's, for a model of `model_facts` (the recorded one
-    if not given), as what was `measured` there corrects them (measured/points.py). `assumed` are
+    if not given), as what was `measured` there corrects them (measured/points.py), with boards that
+    may draw `power_cap_w`. `assumed` are
     fields of the engine that nobody set, which have vLLM's defaults. With `pace_of` the machine is
     as fast as it was in that recording of the engine that is asked about. With an `acceptance`, the
     share kept of each position of a draft, that says how drafts go.
@@ -60,6 +61,7 @@ class Question:
     gpu: str | None = None
     model_facts: ModelFacts | None = None
     measured: tuple[str, ...] = ()
+    power_cap_w: float | None = None
     assumed: tuple[str, ...] = ()
     pace_of: Recording | None = None
     acceptance: tuple[float, ...] = ()

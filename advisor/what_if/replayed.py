@@ -43,7 +43,7 @@ from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, StepTimes, beyond_share, largest
 from advisor.step_time.operators.files import Operators
 from advisor.step_time.pace import Pace
-from advisor.step_time.power import PowerLaw
+from advisor.step_time.power.law import PowerLaw
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
 from advisor.what_if.pace import AtPace
@@ -82,6 +82,7 @@ _FIGURES: Final = {  # of a draw, and the tags of what is printed of it
     "throughput": ("throughput_tokens_per_s",),
     "device_s": ("device_s_per_problem",),
     "joules": ("energy_j.total", "energy_j.per_problem"),
+    "joules_a_token": ("energy_j.per_token",),
 }
 _QUANTILES: Final = {"latency_s.p50": 0.5, "latency_s.p95": 0.95}
 UNLIKE: Final = 0.01  # change of the mean latency, from which other step times are another run
@@ -254,7 +255,7 @@ class Replays:
                 "day": speed * of_day,
                 "samples": self._fresh_draw(figure, values, again) / Z95,
             }
-            if figure == "joules" and self.power is not None:
+            if figure.startswith("joules") and self.power is not None:
                 ends = [
                     off_together(
                         self._by_power_law, self.power.sigma, level, weights=self.power.chance
@@ -848,13 +849,15 @@ class Replays:
             return without_law
         spent = np.mean([self._spent(run) for run in self.runs], axis=0)
         seen = bool(self.power.within(*spent.tolist()))
-        drawn = self._of_any_law(
-            self._estimate("joules", "J", sigma=self.power.sigma, wider=not seen)
+        sigma = self.power.sigma
+        drawn, by_token = (
+            self._of_any_law(self._estimate(figure, "J", sigma=sigma, wider=not seen))
+            for figure in ("joules", "joules_a_token")
         )
         if drawn is None:
             return without_law
         by_problem = drawn.scaled(1 / len(self.ids), "J")
-        return Energy(total=drawn, per_problem=by_problem, method="law")
+        return Energy(total=drawn, per_token=by_token, per_problem=by_problem, method="law")
 
     def _ends_scattered(self, found: Estimate | None) -> Estimate | None:
         """Return the throughput of arrivals at given times, whose run ends with its last problem.
@@ -1018,6 +1021,7 @@ class Replays:
         figures = _statistics(run, len(self.ids), self.engine)
         if self.power is not None:
             figures["joules"] = self._joules(run, fresh=fresh)
+            figures["joules_a_token"] = figures["joules"] / float(run.generated_tokens.sum())
         if self._counts_flops:
             figures["flops"] = float(self._flops_of_samples(run).sum()) / len(self.ids)
         return figures

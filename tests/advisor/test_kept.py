@@ -11,7 +11,7 @@ import pytest
 from advisor import kept as kept_module
 from advisor.evidence.gather import gather
 from advisor.step_time.fit import StepTimeModel, learned
-from advisor.step_time.power import power_laws
+from advisor.step_time.power.law import power_laws
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 
 ENGINES = ({}, {"max_num_seqs": 8}, {"tensor_parallel_size": 2})
@@ -29,7 +29,7 @@ def never(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(StepTimeModel, "fit", None)
-        monkeypatch.setattr("advisor.step_time.power._fitted", None)
+        monkeypatch.setattr("advisor.step_time.power.law._fitted", None)
 
     return forbid
 

@@ -277,7 +277,7 @@ _MEANS = (
     "cost_per_token_device_s",
 )
 _SPREADS = ("latency_s", "ttft_s", "tpot_s")
-_JOULES = ("total", "per_problem")
+_JOULES = ("total", "per_token", "per_problem")
 
 
 def summarise(recording: Recording, price_usd_per_device_hour: float | None = None) -> list[Run]:

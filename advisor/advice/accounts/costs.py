@@ -92,7 +92,9 @@ def accounts_of(advisor: Advisor, answer: Recommendation, tariff: Tariff) -> Acc
     """
     check = advisor.check(answer.budget)
     if tariff.kwh_price is not None and not check.metrics.powered.any():
-        raise UsageError("--kwh-price: no recording holds power. Record on a GPU")
+        raise UsageError(
+            "--kwh-price: no recording holds power. Record on a GPU, or name one with --gpu"
+        )
     if tariff.api_price is not None and not np.isfinite(check.price).any():
         raise UsageError(
             "--api-price is compared with what devices cost. Give --price, such as --price 2.5 "

@@ -18,14 +18,14 @@ import polars as pl
 from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
-from advisor.step_time.cost import StepCost
+from advisor.step_time.cost import StepCost, predicted_steps
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
+from advisor.step_time.power.law import PowerLaw
+from advisor.step_time.power.prior import NOTHING, PowerAsked, lengths_of
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
 from advisor.step_time.prior.drafting import drafter_in
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
-    cost_of,
-    predicted_steps,
     recalibrate,
 )
 from advisor.step_time.prior.relatives import read_gpu
@@ -56,8 +56,9 @@ class RefusedOffer:
 class Offers:
     """Engines without limits by the system of their tables and their limits, and their laws.
 
-    `laws` are by `law_key`. `ranks` are those of a server that share a mixture's experts, as
-    recorded. `untaught` says which recordings of cases taught nothing, and why.
+    `laws` are by `law_key`, and so is `power`, what they draw where that is known. `ranks` are
+    those of a server that share a mixture's experts, as recorded. `untaught` says which recordings
+    of cases taught nothing, and why.
     """
 
     engines: Mapping[EngineConfig, tuple[str, Choices]]
@@ -65,17 +66,27 @@ class Offers:
     refused: Sequence[RefusedOffer]
     ranks: Mapping[EngineConfig, int] = field(default_factory=dict)
     untaught: Mapping[str, str] = field(default_factory=dict)
+    power: Mapping[EngineConfig, PowerLaw] = field(default_factory=dict)
 
 
-def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
+def offer(
+    evidence: Evidence,
+    recordings: Sequence[Recording],
+    systems: Sequence[str],
+    asked: PowerAsked | None = None,
+) -> Offers:
     """Return what the recorded models could be served on of the named systems of the prior.
+
+    With a power cap, if one is `asked`.
 
     Recordings of such a GPU recalibrate it; what those of the evidence measured themselves is not
     offered again. Raises UsageError for a system without tables and for one on which nothing can be
     offered, MissingDependencyError where the tables are not installed, TablesError for damage.
     """
+    asked = asked or NOTHING
     engines: dict[EngineConfig, tuple[str, Choices]] = {}
     laws: dict[EngineConfig, StepLaw] = {}
+    power: dict[EngineConfig, PowerLaw] = {}
     ranks: dict[EngineConfig, int] = {}
     refused: list[RefusedOffer] = []
     untaught: dict[str, str] = {}
@@ -108,6 +119,9 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     times = PriorTimes(
                         tables=tables, facts=facts, found=recalibration, ranks=sharing or 1,
                         truncated=truncated, models=evidence.models,
+                        asked=replace(
+                            asked, lengths=lengths_of(evidence.runs, base.model)
+                        ),
                     )  # fmt: skip
                     engine = _placed(engine, times)
                     law = _law(evidence, engine, choices, times)
@@ -117,6 +131,8 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     continue
                 engines[engine] = (system, choices)
                 laws[law_key(engine)] = law
+                if (drawn := times.power(engine)) is not None:
+                    power[law_key(engine)] = drawn
                 ranks |= {} if sharing is None else {engine: sharing}
                 offered += 1
         if not offered:
@@ -127,6 +143,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         refused=tuple(refused),
         ranks=ranks,
         untaught=untaught,
+        power=power,
     )
 
 
@@ -224,7 +241,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     @lru_cache(maxsize=64)
     def cost(seqs: int | None, tokens: int | None) -> StepCost:
         asked = replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens)
-        return cost_of(prior, times.shared(asked), drafting)
+        return times.cost(asked)
 
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)

@@ -21,27 +21,44 @@ from typing import Final, NamedTuple
 import numpy as np
 import polars as pl
 
-from advisor.compiled import compiled, wide
-from advisor.evidence.features import FEATURES, Features, work_of_steps
+from advisor.evidence.features import FEATURES, Features
 from advisor.evidence.live.ranks import ranks_in
 from advisor.evidence.runs import RecordedRun
 from advisor.step_time.cost import (
     StepCost,
-    chunk_seconds,
+    predicted_steps,
     scaled_cost,
-    steps_seconds,
     table_cost,
     with_hidden,
-    work_at,
 )
 from advisor.step_time.host.law import HostPart, host_note, host_part
 from advisor.step_time.host.spread import Spread, first_tokens_of, was_seen
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, StepTotals, largest, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
+from advisor.step_time.power.boards import board_of
+from advisor.step_time.power.law import PowerLaw
+from advisor.step_time.power.prior import (
+    BATCHES,
+    NOTHING,
+    BusyBoard,
+    PowerAsked,
+    is_known,
+    power_note,
+    prior_law,
+    slowed,
+    slowed_tables,
+)
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
 from advisor.step_time.prior.operations.moving import SORT_S, sorts_logits
-from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
+from advisor.step_time.prior.prior import (
+    FAMILIES,
+    LONGEST,
+    PRIOR_MISSING,
+    PRIOR_RULES,
+    Prior,
+    prior_of,
+)
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
@@ -189,7 +206,8 @@ class PriorTimes:
 
     Samples may be drawn from `truncated` vocabularies. An engine of a replay is one of `ranks` of
     data parallelism, each a replica: those of a mixture share its experts, and are taken to have as
-    many tokens at a time. `told` says how what was `measured` corrects it.
+    many tokens at a time. `told` says how what was `measured` corrects it. A power cap that was
+    `asked` makes steps longer.
     """
 
     tables: PriorTables
@@ -200,6 +218,7 @@ class PriorTimes:
     told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
     measured: MeasuredLoads | None = None
+    asked: PowerAsked = NOTHING
 
     @classmethod
     def of(
@@ -210,6 +229,7 @@ class PriorTimes:
         *,
         ranks: int = 1,
         truncated: bool = False,
+        asked: PowerAsked = NOTHING,
     ) -> PriorTimes:
         """Return the prior of a model on a system, as recordings of that GPU correct it."""
         models = {name: each for one in recordings for name, each in one.manifest.models.items()}
@@ -220,6 +240,7 @@ class PriorTimes:
             ranks=ranks,
             truncated=truncated,
             models=models,
+            asked=asked,
         )
 
     @property
@@ -264,6 +285,45 @@ class PriorTimes:
     def _scaled(self, prior: Prior) -> Prior:
         return prior if self.found is None else _recalibrated(prior, self.found)
 
+    def cost(self, engine: EngineConfig) -> StepCost:
+        """Return the cost of an engine's steps, at the power cap where one is asked."""
+        prior, shared, drafting = self.prior(engine), self.shared(engine), self.drafting(engine)
+        busy, cap = self.busy(engine), self.asked.cap_w
+        self.asked.check(None if busy is None else busy.board, self.tables.device)
+        if busy is None or cap is None:
+            return cost_of(prior, shared, drafting)
+        without = cost_of(prior, _of_any_load(shared), drafting)
+        wanted = replace(busy, tokens=1).wanted(without, BATCHES)
+        return cost_of(prior, shared, drafting, slowed(wanted, cap))
+
+    def busy(self, engine: EngineConfig) -> BusyBoard | None:
+        """Return the board under an engine's steps; None where its limit or the work is unknown."""
+        tables = self.tables
+        board = board_of(tables.device, tables.gpu.get("power"))
+        if board is None or not is_known(self.facts):
+            return None
+        drafts = engine.speculative
+        form = f"{engine.quantization or self.facts.quantization or ''}".lower()
+        return BusyBoard(
+            board=board,
+            facts=self.facts,
+            devices=engine.one_replica().num_devices,
+            peak=tables.peak("fp8" if form.startswith("fp8") else "bfloat16"),
+            bandwidth=tables.peak_bandwidth,
+            lengths=self.asked.lengths,
+            ranks=self.ranks,
+            tokens=1 if drafts is None else 1 + drafts.num_speculative_tokens,
+        )
+
+    def power(self, engine: EngineConfig) -> PowerLaw | None:
+        """Return what the devices of a replica draw, None where it cannot be told."""
+        busy = self.busy(engine)
+        if busy is None:
+            return None
+        shared = _of_any_load(self.shared(engine))
+        cost = cost_of(self.prior(engine), shared, self.drafting(engine))
+        return prior_law(busy, cost, self.asked)
+
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
         """Return the step times of an engine; `longest` is the longest context to come.
 
@@ -273,7 +333,7 @@ class PriorTimes:
         prior = self.prior(engine)
         sigma = self.sigma(engine, 0.0)
         runs = None if self.ran is None else len(self.ran.recordings)
-        cost = cost_of(prior, self.shared(engine), self.drafting(engine))
+        cost = self.cost(engine)
         first = first_tokens_of(self.facts, engine)
         times = StepTimes(
             cost=cost,
@@ -398,6 +458,8 @@ class PriorTimes:
         drafting = self.drafting(engine)
         if drafting is not None:
             lines.insert(2, drafting.what)
+        if (busy := self.busy(engine)) is not None:
+            lines.append(power_note(busy.board, self.asked))
         ran = self.ran
         if ran is None:
             by_cases = []
@@ -786,10 +848,22 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.step)
 
 
-def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:
+def _of_any_load(engine: EngineConfig) -> EngineConfig:
+    """Return an engine whose limits bound none of the loads that power is asked of."""
+    most = int(BATCHES[-1])
+    return replace(engine, max_num_seqs=most, max_num_batched_tokens=max(most, LONGEST))
+
+
+def cost_of(
+    prior: Prior,
+    engine: EngineConfig,
+    drafting: Drafting | None = None,
+    slower: Floats | None = None,
+) -> StepCost:
     """Return the cost of an engine's steps: kernels from tables, and the host's part as learned.
 
-    The ranks of data parallelism that it has work on a step together in a mixture alone.
+    The ranks of data parallelism that it has work on a step together in a mixture alone. Kernels
+    take `slower` times as long, by the tokens of a step [BATCHES].
 
     Raises UsageError where the engine does not tell its limits.
     """
@@ -803,6 +877,8 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
         max_num_seqs=engine.max_num_seqs,
         capture_sizes=captured_sizes(replace(engine, gpu=prior.tables.device)),
     )
+    if slower is not None:
+        tables = slowed_tables(tables, BATCHES, slower)
     host = host_of(prior.facts, engine).scaled(prior.host)
     drafts = np.zeros(len(FEATURES)) if drafting is None else drafting.seconds
     return with_hidden(table_cost(tables, drafts), host.seconds, host.hidden)
@@ -811,27 +887,3 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
 def host_of(facts: ModelFacts, engine: EngineConfig) -> HostPart:
     """Return the host's part of a step: of all ranks that it has to itself in a mixture alone."""
     return host_part(engine if facts.num_experts else engine.one_replica())
-
-
-def predicted_steps(cost: StepCost, steps: pl.DataFrame, *, drafting: bool = False) -> Floats:
-    """Return the seconds [steps] of rows that have all of COMPOSITION.
-
-    The chunks of a step, of which the row has sums, are taken as equal. With `drafting` in each
-    step drafts are made.
-    """
-    return _predicted(cost, np.column_stack(work_of_steps(steps)), drafting)
-
-
-@compiled
-def _predicted(cost: StepCost, rows: Floats, drafting: bool) -> Floats:
-    """Return the seconds [steps] of rows [steps, fields of `Work`]."""
-    seconds = np.empty(len(rows))
-    for place in range(len(rows)):
-        work = work_at(rows[place])
-        prompts, tokens = int(work.prefill_requests), int(work.prefill_tokens)
-        chunks = 0.0
-        if prompts:
-            before = max(int(work.prefill_kv_tokens) - tokens, 0) // prompts
-            chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
-        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, 0.0, chunks, drafting)
-    return seconds

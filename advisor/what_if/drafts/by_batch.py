@@ -18,12 +18,12 @@ import polars as pl
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import law_key, sampling_of
 from advisor.evidence.runs import RecordedRun
-from advisor.step_time.cost import StepCost, linear_cost
+from advisor.step_time.cost import StepCost, linear_cost, predicted_steps
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.prior.defaults import as_on
 from advisor.step_time.prior.offers import PRICED, device_of
-from advisor.step_time.prior.recalibration import PriorTimes, predicted_steps
+from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft, same_drafter
 from traces.errors import TtscopeError, UsageError

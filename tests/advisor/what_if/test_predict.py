@@ -12,7 +12,7 @@ from advisor.evidence.gather import gather
 from advisor.replay import recording as replayed_tables
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
-from advisor.step_time.power import power_laws
+from advisor.step_time.power.law import power_laws
 from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed

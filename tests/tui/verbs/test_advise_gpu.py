@@ -70,7 +70,6 @@ def test_the_page_says_so_too(run, recording, tmp_path):
         (("--gpu", "h100", "--optimise", "cost"),
          "--gpu h100: no operator tables. Did you mean h100_pcie? Choose one of test_gpu"),
         (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu. Give one"),
-        (("--gpu", "test_gpu", "--optimise", "energy"), "no recording holds power"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_one_line(run, recording, arguments, message):
@@ -78,6 +77,15 @@ def test_what_cannot_be_answered_is_one_line(run, recording, arguments, message)
     assert code == 2
     assert not out
     assert message in err.strip().splitlines()[-1]
+
+
+def test_energy_and_electricity_are_of_the_prior(run, recording):
+    given = (*GIVEN, "--optimise", "energy", "--kwh-price", "0.2", "--json")
+    found = json.loads(run.ok("advise", recording, *given))
+    joules = found["system_optimal"]["estimates"]["energy_j"]
+    assert joules["low"] < joules["value"] < joules["high"]
+    usd = found["costs"]["system_optimal"]["electricity_usd_per_thousand_problems"]
+    assert usd["value"] == pytest.approx(joules["value"] * 1e3 / 3.6e6 * 0.2)
 
 
 def test_a_wrong_system_makes_no_page(run, recording, tmp_path):

@@ -15,6 +15,7 @@ installed = pytest.mark.skipif(
 )
 DEVICE = "NVIDIA Test 1"
 BANDWIDTH, KERNEL_S, PEAK = 8e12, 2e-6, 1e14
+LIMIT_W = 500
 TOKENS = (1, 8, 64, 512, 4096)
 WIDTHS = (64, 256, 1024, 4096)
 HEADS = (1, 2, 4, 8)
@@ -57,6 +58,7 @@ def write_prior(folder, *, system="test_gpu", group_sizes=(2, 4), version="0.9.0
         "mem_bw_empirical_scaling_factor": 0.8,
         "mem_empirical_constant_latency": KERNEL_S,
         "bfloat16_tc_flops": PEAK,
+        "power": LIMIT_W,
     }
     (folder / f"{system}.yaml").write_text(yaml.safe_dump({"gpu": gpu}))
     common = {"framework": "VLLM", "device": DEVICE}

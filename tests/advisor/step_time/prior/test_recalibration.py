@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 
 from advisor.replay.recording import write_recording
+from advisor.step_time.cost import predicted_steps
 from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.prior import Prior, prior_of
-from advisor.step_time.prior.recalibration import cost_of, predicted_steps, recalibrate
+from advisor.step_time.prior.recalibration import cost_of, recalibrate
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question

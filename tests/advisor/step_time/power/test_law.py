@@ -8,7 +8,8 @@ import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
-from advisor.step_time.power import fit_power, limit_of, power_laws
+from advisor.step_time.power.boards import limit_of
+from advisor.step_time.power.law import fit_power, power_laws
 from tests.advisor.synthetic import START, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked
 from traces.recording.reader import Recording
@@ -242,8 +243,8 @@ def test_no_board_draws_more_than_its_limit():
         ("NVIDIA GB200", 1, 1200.0),
         ("NVIDIA B300 SXM6 AC", 1, 1100.0),
         ("NVIDIA GeForce RTX 4090", 1, None),  # that no source at hand states
-        ("NVIDIA H100 NVL", 1, None),
-        ("NVIDIA H200 NVL", 1, None),
+        ("NVIDIA H100 NVL", 1, 400.0),
+        ("NVIDIA H200 NVL", 1, 600.0),
         ("NVIDIA A100-PCIE-40GB", 1, None),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 1, None),
         ("NVIDIA B200", 4, 4000.0),

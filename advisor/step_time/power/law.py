@@ -14,7 +14,6 @@ ran all the time. No board draws more than its limit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,6 +22,7 @@ import numpy as np
 
 from advisor.kept import kept, plain_fields, with_arrays
 from advisor.step_time.law import non_negative_least_squares
+from advisor.step_time.power.boards import limit_of
 from traces.schema.engine import EngineConfig
 from traces.statistics import ENDS, Bools, Floats, Ints, tied
 from traces.summary.energy import PowerTable
@@ -37,22 +37,6 @@ TINY: Final = 1e-12  # joules
 IDLES: Final = (np.arange(8) + 0.5) / 8  # of the most that it can be, where it is not seen
 EXPONENTS: Final = tuple((np.arange(9) / 8).tolist())  # shapes that are a power of the batch
 HALVES: Final = tuple((2.0 ** np.arange(7)).tolist())  # batches at half of others' most
-# Watts that a board may draw, by its driver's name: those that the system files of
-# aiconfigurator_core 0.12 state (`power` in systems/*.yaml). Of other boards no limit is known.
-_LIMITS_W = (
-    (r"H100 80GB HBM3", 700), (r"H100 PCIe", 350), (r"H200", 700), (r"B200", 1000),
-    (r"B300 SXM6 AC", 1100), (r"GB200", 1200), (r"GB300", 1400), (r"A100-SXM4-80GB", 400),
-    (r"A100 80GB PCIe|A100-PCIE-80GB", 300), (r"A30", 165), (r"L40S", 350), (r"L4", 72),
-    (r"RTX PRO 6000 Blackwell Server Edition", 600),
-)  # fmt: skip
-
-
-def limit_of(engine: EngineConfig) -> float | None:
-    """Return what the GPUs of one replica may draw together, None where it is not known."""
-    for name, watts in _LIMITS_W:
-        if re.fullmatch(rf"(?:NVIDIA )?(?:{name})", engine.gpu or ""):
-            return float(watts * engine.one_replica().num_devices)
-    return None
 
 
 def power_laws(
@@ -123,13 +107,13 @@ class PowerLaw:
     def _watts(self, batch: Floats | float) -> tuple[Floats, Floats]:
         """Return the watts of each law without a step [laws], and beyond while steps run."""
         idle, base, more = self.watts.T
-        active = base + more * _shapes(batch)[..., self.shape]
+        active = base + more * shapes_of(batch)[..., self.shape]
         if self.limit_w is not None:
             active = np.minimum(active, np.maximum(self.limit_w - idle, 0.0))
         return idle, active
 
 
-def _shapes(batch: Floats | float) -> Floats:
+def shapes_of(batch: Floats | float) -> Floats:
     """Return [.., shapes] of mean batches [..], which are 1 where the batch is 1."""
     b = np.maximum(np.asarray(batch, dtype=float), 1e-9)[..., None]
     halves = np.array(HALVES)
@@ -171,7 +155,7 @@ def _fitted(tables: Sequence[PowerTable], limit_w: float | None) -> PowerLaw | N
         idles = list(most * IDLES)
     watts, scores = [], []
     for idle in idles:
-        for shape in _shapes(batch).T:
+        for shape in shapes_of(batch).T:
             columns = [busy, busy * shape] if several else [busy * shape]
             found = _watts_of(seconds, np.column_stack(columns), joules, idle)
             watts.append(found)
