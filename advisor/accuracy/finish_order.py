@@ -130,6 +130,8 @@ class ReplayedOrder:
         block = tuple(places)
         if block not in self.blocks:
             self.blocks[block] = self._replayed(block)
+        if problem.problem_id not in self.blocks[block]:
+            return None
         first_token_s, finish_s = self.blocks[block][problem.problem_id]
         return replace(problem.take(block), first_token_s=first_token_s, finish_s=finish_s)
 
@@ -145,13 +147,16 @@ class ReplayedOrder:
         ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None
         workload = ReplayWorkload.from_loads(loads, arrivals)
-        replayed = replay(
-            workload,
-            self.cost,
-            limits_of(run.engine, self.facts, workload),
-            concurrency=run.concurrency,
-            replicas=Replicas.of(run.engine),
-        )
+        try:
+            replayed = replay(
+                workload,
+                self.cost,
+                limits_of(run.engine, self.facts, workload),
+                concurrency=run.concurrency,
+                replicas=Replicas.of(run.engine),
+            )
+        except ValueError:  # a sample is larger than the cache
+            return {}
         since = np.repeat(replayed.arrival_s, n)
         first, end = replayed.first_token_s - since, replayed.end_s - since
         return {

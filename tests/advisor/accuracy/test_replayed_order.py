@@ -114,6 +114,17 @@ def test_a_run_without_steps_keeps_the_recorded_order(recording, run, tmp_path):
     assert replayed_order(Recording.open(tmp_path / "bare"), run) is None
 
 
+def test_a_sample_larger_than_the_cache_keeps_the_recorded_order(recording, tmp_path):
+    shutil.copytree(recording.path, tmp_path / "large")
+    (part,) = (tmp_path / "large").glob("samples-*")
+    pl.read_parquet(part).with_columns(prompt_tokens=99_999_999).write_parquet(part)
+    (tmp_path / "large" / "checksums.sha256").unlink()
+    large = Recording.open(tmp_path / "large")
+    (run,) = summarise(large)
+    found = evaluate(run, order=replayed_order(large, run)).outcomes
+    assert {each.basis for each in found if each.method == "agreement"} == {"finish_order"}
+
+
 def test_agreement_of_more_than_half_is_as_accurate_as_the_vote(recording, run):
     found = evaluate(run, order=replayed_order(recording, run)).outcomes
     votes = {each.n: each.accuracy for each in found if each.method == "majority"}
