@@ -302,6 +302,8 @@ def main() -> NoReturn:
             raise
         _leave_pipe(code)
     except OSError as error:
+        if error.filename is not None:
+            fail(f"{error.filename}: cannot be read or written ({error.strerror})", 1)
         if error.errno not in _UNWRITABLE:
             raise
         _leave_streams(1)

@@ -105,6 +105,7 @@ def truncated(folder):
             marks=pytest.mark.slow,
         ),
         (["advise", "absent", "--gpus", "1"], 1, "no such recording"),
+        (["show", "x" * 5_000], 1, "xx: cannot be read or written (File name too long)"),
         (["sweep", "absent.yaml"], 2, "cannot be read"),
         (["tui", SHIPPED, "--screenshot", "a.svg", "--size", "big"], 2, "--size big"),
         (["tui", SHIPPED, "--screenshot", "a.svg", "--screen", "none"], 2, "none"),
