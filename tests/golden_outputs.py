@@ -230,6 +230,7 @@ def cases() -> dict[str, str]:
         "first": "{votes} --set policy.method=first_finish --set policy.first=3",
         "esc": "{votes} --set policy.method=early_stopping --set policy.window=4",
         "rate": "{large} --rate 4/s",
+        "batch": "{large} --batch 200 --set engine.max_num_seqs=32",
         "replicas": "{large} --concurrency 8 --replicas 2 --routing least-outstanding --together",
         "drafts": "{drafts} --with {greedy} --set engine.speculative=null",
         "drafting": "{greedy} --with {drafts} --set engine.max_num_seqs=16",

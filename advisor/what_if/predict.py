@@ -69,6 +69,7 @@ from advisor.what_if.measured.points import (
 from advisor.what_if.pace import AtPace, pace_in
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
+from advisor.what_if.rollouts.batch import BatchRun
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import Bounds
@@ -113,8 +114,9 @@ class Prediction:
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
     recorded, None where it does. `pace` is what is predicted at the machine's own, where that is
-    known. `waits` are the predicted run's problems that queued longest.
-    `drawn` is the predicted run as a recording, with its `tables` and `manifest`.
+    known. `batch` is the asked one on the engine as it was and as predicted. `waits` are the
+    predicted run's problems that queued longest. `drawn` is the predicted run as a recording, with
+    its `tables` and `manifest`.
     """
 
     recorded: Run
@@ -126,6 +128,7 @@ class Prediction:
     compared: tuple[ComparedTime, ...] = ()
     far_off: FarOff | None = None
     pace: AtPace | None = None
+    batch: tuple[BatchRun | None, BatchRun] | None = None
 
     @property
     def tables(self) -> Mapping[str, pl.DataFrame]:
@@ -229,8 +232,7 @@ def predict(
             own_pace=own_pace,
         )
     )
-    longer = redrafted is not None and redrafted.extrapolated
-    after = before
+    after, longer = before, redrafted is not None and redrafted.extrapolated
     if after is None or same != question:
         after = replays(
             sources,
@@ -261,7 +263,8 @@ def predict(
         None if prior is None else prior.pays(question.engine, sources),
     )
     notes += [each for each in of_drafts if each is not None]
-    notes += _outside(after, prior, longer, question)
+    batch = _batch(question, before, after)
+    notes += [*_outside(after, prior, longer, question), *_larger(after, batch)]
     predicted, replayed = after.summary, None if before is None else before.summary
     keys = routed.keys or [base.engine_key(recorded.engine)]
     off = far_off_of(recorded, replayed, time_bounds(base, keys) if own.drawn else {})
@@ -284,7 +287,27 @@ def predict(
         compared=beside(base, after.runs, on_tables=on_tables),
         far_off=off,
         pace=after.at_pace,
+        batch=batch,
     )
+
+
+def _batch(
+    question: Question, before: Replays | None, after: Replays
+) -> tuple[BatchRun | None, BatchRun] | None:
+    """Return the asked batch on the engine as it was and as predicted; None where none is asked."""
+    if question.batch is None:
+        return None
+    was = None if before is None else before.batch(question.batch, question.concurrency)
+    return was, was if after is before and was else after.batch(
+        question.batch, question.concurrency
+    )
+
+
+def _larger(after: Replays, batch: tuple[BatchRun | None, BatchRun] | None) -> list[str]:
+    """Say that steps of a batch alone lie outside what was recorded."""
+    if after.outside or not any(each and each.end_s.extrapolated for each in batch or ()):
+        return []
+    return [Telling("steps of the batch are larger than those recorded (marked *)")]
 
 
 def _with_length(

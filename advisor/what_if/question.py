@@ -45,7 +45,8 @@ class Question:
     may draw `power_cap_w`. `assumed` are
     fields of the engine that nobody set, which have vLLM's defaults. With `pace_of` the machine is
     as fast as it was in that recording of the engine that is asked about. With an `acceptance`, the
-    share kept of each position of a draft, that says how drafts go.
+    share kept of each position of a draft, that says how drafts go. A `batch` of so many problems
+    is looked at too, all sent at once, or `concurrency` of them at a time.
     """
 
     engine: EngineConfig
@@ -65,6 +66,7 @@ class Question:
     assumed: tuple[str, ...] = ()
     pace_of: Recording | None = None
     acceptance: tuple[float, ...] = ()
+    batch: int | None = None
 
 
 def by_replica(question: Question) -> Question:

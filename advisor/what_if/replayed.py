@@ -48,6 +48,7 @@ from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
 from advisor.what_if.pace import AtPace
 from advisor.what_if.question import Question, learned, tabled
+from advisor.what_if.rollouts.batch import BatchRun, batch_run
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording
@@ -487,6 +488,56 @@ class Replays:
             engines=self.question.replicas.count,
             slots=self.limits.max_num_seqs,
         )
+
+    def batch(self, count: int, concurrency: int | None) -> BatchRun:
+        """Return a batch of so many problems that are sent at once, or so many at a time.
+
+        Each pass over the recorded problems is in a random order, with prompts of its own.
+        """
+        asked = min(concurrency or count, count)
+
+        def runs(workloads: Sequence[ReplayWorkload], factor: float) -> list[Replayed]:
+            return [self._run(each, factor, concurrency=asked) for each in workloads]
+
+        usual = [self._posed(count, number) for number in range(MOST)]
+        sigma = None if self.times.sigma is None else self.times.sigma[int(self.outside)]
+        again = self.samples_drawn and sigma is not None
+        first = runs(usual, 1.0)
+        return batch_run(
+            first,
+            runs([self._posed(count, number, fresh=True) for number in range(MOST)], 1.0)
+            if again
+            else [],
+            []
+            if sigma is None
+            else [runs(usual, float(np.exp(sign * Z95 * sigma))) for sign in (-1, 1)],
+            problems=count,
+            samples=self.drawn,
+            concurrency=None if asked == count else asked,
+            slots=self.limits.max_num_seqs,
+            replicas=self.question.replicas.count,
+            extrapolated=self.outside or not self.times.within(first),
+        )
+
+    def _posed(self, count: int, number: int, *, fresh: bool = False) -> ReplayWorkload:
+        """Return so many problems in a random order, with samples drawn, in `fresh` ones again."""
+        loads = self.recorded_loads[number % len(self.recorded_loads)]
+        uses = Counter(name for load in loads for name in set(load.prompt_blocks))
+        shared = {name for name, times in uses.items() if times > 1}
+        names = max(uses, default=0) + 1
+        rng = np.random.default_rng([self.question.seed, 3 * MOST, number, fresh])
+        posed = []
+        for place in range(count):
+            turn, within = divmod(place, len(loads))
+            if within == 0:
+                order = rng.permutation(len(loads))
+            load = _again(loads[order[within]], turn, shared, names)
+            have = len(load.samples)
+            if not self.as_sent and (fresh or have > self.drawn):
+                drawn = rng.choice(have, self.drawn, replace=fresh)
+                load = replace(load, samples=tuple(load.samples[i] for i in drawn))
+            posed.append(load)
+        return ReplayWorkload.from_loads(posed, prompt_block_tokens=self.block_tokens)
 
     @property
     def steady_after(self) -> float:

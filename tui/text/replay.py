@@ -29,7 +29,9 @@ from tui.text.recordings.show import changed_fields, engine_text, imported_text,
 if TYPE_CHECKING:
     from advisor.what_if.predict import Prediction
     from advisor.what_if.question import Question
+    from advisor.what_if.rollouts.batch import BatchRun
 
+DONE = ("p50", "p90", "p99")  # shares of a batch
 TAGS = (
     "accuracy",
     "tokens_per_problem",
@@ -55,6 +57,9 @@ def replay_json(prediction: Prediction) -> dict[str, Any]:
         "changes": {tag: _change_json(prediction, tag) for tag in TAGS},
         "compared": [{**vars(each), "relative": each.relative} for each in prediction.compared],
         "pace": None if prediction.pace is None else to_plain(prediction.pace),
+        "batch": None
+        if prediction.batch is None
+        else dict(zip(("before", "after"), map(to_plain, prediction.batch), strict=True)),
         "waits": [to_plain(each) for each in prediction.waits],
         "notes": list(prediction.notes),
     }
@@ -113,6 +118,8 @@ def replay_lines(
         yield from wrap("", "change: predicted against replayed, so that the replay's own error "
                         "drops out", width=width, indent=0)  # fmt: skip
         yield ""
+    if prediction.batch is not None:
+        yield from _batch(*prediction.batch, width)
     if prediction.compared:
         yield from _compared(prediction, width)
     if prediction.waits:
@@ -123,6 +130,34 @@ def replay_lines(
     if left:
         listed.append(("more", f"--explain gives the rest ({counted(left, 'note')})"))
     yield from labelled(listed, width=width, indent=10)
+
+
+def _batch(was: BatchRun | None, batch: BatchRun, width: int) -> Iterator[str]:
+    """Yield how long a batch takes as the engine was and as predicted, and what stands idle."""
+    each = f"{counted(batch.problems, 'problem')} of {counted(batch.samples, 'sample')}"
+    flying = "all sent at once" if batch.concurrency is None else f"{batch.concurrency:,} at a time"
+    yield from wrap("", f"batch of {each}, {flying}", width=width, indent=0)
+    rows = [["", "replayed", "predicted  interval", "change"]]
+    for name, after in _parts(batch).items():
+        before = None if was is None else _parts(was)[name]
+        if after is None:
+            continue
+        change = change_words("accuracy" if after.unit == "1" else name, before, after)
+        told = f"{value_of(after)}  {interval(after)}".rstrip()
+        rows.append([name, value_of(before), told, change])
+    yield from align(rows, right=(1, 3), width=width)
+    yield ""
+
+
+def _parts(batch: BatchRun) -> dict[str, Estimate | None]:
+    """Return the lines of a batch by their names."""
+    return {
+        **{f"{tag.removeprefix('p')} % answered": batch.done_s[tag] for tag in DONE},
+        "end": batch.end_s,
+        "after 90 %": batch.tail_share,
+        "idle devices": batch.idle_share,
+        "empty slots": batch.idle_slots_share,
+    }
 
 
 def _compared(prediction: Prediction, width: int) -> Iterator[str]:

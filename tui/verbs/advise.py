@@ -175,7 +175,7 @@ def print_drafts(options: BudgetOptions, asked: Advise, drafting: DraftOptions) 
             )
         )
     if asked.as_json:
-        say_json(to_plain(drafts_json(found, without, commands)))
+        say_json(drafts_json(found, without, commands))
         return
     say_all([*drafts_lines(found, without, commands)])
 

@@ -46,6 +46,9 @@ class ReplayOptions:
     interval: IntervalOf = "fresh"
     rate: str | None = option(None, "Problems arriving: 2/s, 30/min.")
     concurrency: int | None = option(None, "Problems in flight.")
+    batch: int | None = option(
+        None, "Also say how long a batch of N such problems takes.", metavar="N"
+    )
     replicas: int = option(1, "Engines that share the load.")
     routing: str = option("round-robin", "round-robin or least-outstanding.")
     together: bool = option(False, "Send all samples of a problem to one engine.")
@@ -141,7 +144,13 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
     changes, gpus = asked.change or (), asked.gpu or ()
     if asked.concurrency is not None and asked.rate is not None:
         raise UsageError("--concurrency and --rate: give one, problems in flight or arriving")
-    for name, value in (("--concurrency", asked.concurrency), ("--replicas", asked.replicas)):
+    if asked.batch is not None and asked.rate is not None:
+        raise UsageError("--batch and --rate: give one. A batch is sent at once")
+    for name, value in (
+        ("--concurrency", asked.concurrency),
+        ("--replicas", asked.replicas),
+        ("--batch", asked.batch),
+    ):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
     if asked.routing not in ROUTINGS:
@@ -181,6 +190,7 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
         pace_of=None
         if asked.at_pace_of is None
         else with_lengths(Recording.open(asked.at_pace_of)),
+        batch=asked.batch,
         acceptance=() if asked.acceptance is None else read_acceptance(asked.acceptance),
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]

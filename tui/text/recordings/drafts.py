@@ -10,6 +10,7 @@ from advisor.advice.command import servers_note
 from advisor.what_if.drafts.by_batch import DraftRange, DraftsByBatch
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, digits, with_interval
+from traces.summary.run import to_plain
 from tui.text.blocks import Table, table_lines
 from tui.text.layout import labelled, wrap
 
@@ -81,7 +82,7 @@ def drafts_json(
 ) -> Mapping[str, Any]:
     """Return the document of `advise --drafts --json`."""
     drafts = [
-        each.to_json()
+        to_plain(each)
         | {"num_speculative_tokens_per_batch_size": each.schedule, "command": command}
         for each, command in zip(found, commands, strict=True)
     ]

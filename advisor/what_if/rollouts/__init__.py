@@ -1,0 +1,1 @@
+"""Batches that are sent at once, as rollouts and evaluations are."""
