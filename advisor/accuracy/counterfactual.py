@@ -34,6 +34,7 @@ from advisor.accuracy.samples import (
     read_samples,
 )
 from advisor.accuracy.subsets import (
+    Expectation,
     RandomOrders,
     best_of_curve,
     by_launch,
@@ -319,7 +320,7 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
     for k in several:
-        rows: list[tuple[str, Mapping[str, float], list[Any]]] = []
+        rows: list[tuple[str, Mapping[str, float], list[Expectation]]] = []
         if has_scores:
             votes = [o.weighted(k, logs_) for o, logs_ in zip(orders, weights, strict=True)]
             rows.append(("weighted", {}, votes))
@@ -332,7 +333,13 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
                 rows.append(("confidence", rule, votes))
         for method, rule, stop in _stopping(k):
             if by_launch(stop):
-                rows.append((method, rule, [o.until(k, stop) for o in orders]))
+                votes = [o.until(k, stop) for o in orders]
+                if decides_as_vote(stop, k):
+                    votes = [
+                        Expectation(float(right), each.tokens)
+                        for right, each in zip(_vote(problems, k), votes, strict=True)
+                    ]
+                rows.append((method, rule, votes))
         for method, rule, votes in rows:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
             exact = METHODS[method].all_samples_end and has_few_subsets(samples.n, k)
@@ -343,6 +350,11 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
                 np.array([vote.right for vote in votes]),
                 np.array([vote.tokens for vote in votes]),
             )
+
+
+def _vote(problems: Sequence[ProblemSamples], n: int) -> Floats:
+    """Return how often the vote of n of each problem's samples is right, exactly."""
+    return np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
 
 
 def _scores(
@@ -457,7 +469,7 @@ def _finishing(
             if weigh:
                 right, error = weighted[n].right, weighted[n].outcome.error
             elif decides_as_vote(stop, n):
-                right = np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
+                right = _vote(problems, n)
             yield PolicyColumn(
                 _outcome(method, n, rule=rule, basis=basis, error=error, tokens_estimated=True),
                 right,

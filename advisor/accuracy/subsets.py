@@ -19,7 +19,16 @@ from advisor.accuracy.samples import ProblemSamples
 from advisor.evidence.runs import Sample
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import Table, first_of, packed
-from traces.schema.tts.stop_rules import AGREE, ALL, FIELDS, ROUTED, WINDOWS, Stop
+from traces.schema.tts.stop_rules import (
+    AGREE,
+    ALL,
+    FIELDS,
+    ROUTED,
+    SAFE,
+    WINDOWS,
+    Stop,
+    lead_is_safe,
+)
 from traces.statistics import Floats, Ints
 from traces.summary.votes import majority_curve
 
@@ -219,8 +228,16 @@ ORDERS = 128  # of each problem's samples
 
 
 def decides_as_vote(stop: Stop | None, n: int) -> bool:
-    """Return whether a rule decides as the vote of all n samples does, in every order of ends."""
-    return stop is not None and (stop.rule == ALL or (stop.rule == AGREE and 2 * stop.value > n))
+    """Return whether a rule decides as the vote of all n samples does, in every order of ends.
+
+    So it is where no answer that half of the samples or fewer gave can end it.
+    """
+    if stop is None or stop.rule == ALL:
+        return stop is not None
+    too_few = n // 2
+    if stop.rule == AGREE:
+        return stop.value > too_few
+    return stop.rule == SAFE and lead_is_safe(too_few, 0) < stop.value
 
 
 def by_launch(stop: Stop) -> bool:

@@ -402,6 +402,20 @@ def test_rules_that_end_early_look_at_every_sample(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_decides_as_a_vote_has_its_accuracy(tmp_path):
+    """Of four samples three that agree make the majority .88 sure, and all four .95."""
+    rng = np.random.default_rng(7)
+    lines = [
+        each | {"answer": str(rng.integers(3)), "output_tokens": int(rng.integers(20, 90))}
+        for each in lines_of(30, 8)
+    ]
+    (run,) = summarise(import_lines(tmp_path / "f", lines))
+    found = {(each.method, each.n, *each.rule.values()): each for each in evaluate(run).outcomes}
+    vote = found["majority", 4].accuracy.value
+    for rule in [(0.88, 1), (0.88, 4), (0.95, 1), (0.95, 4)]:
+        assert found["adaptive", 4, *rule].accuracy.value == pytest.approx(vote, abs=1e-12)
+
+
 def test_compared_in_pairs(found):
     columns = {(c.outcome.method, c.outcome.n): c for c in found.columns}
     whole, single = columns["majority", 8], columns["majority", 1]

@@ -118,6 +118,21 @@ def test_more_than_half_decide_as_the_vote():
         assert right_in_orders(samples, asked, 3) == pytest.approx((vote, vote))
 
 
+def test_a_majority_that_is_sure_of_most_samples_alone_decides_as_the_vote():
+    """Three of four, four of six: fewer are not sure enough to end it."""
+    for n, threshold, told in [(4, 0.88, True), (6, 0.95, True), (6, 0.88, False), (8, 0.95, False)]:
+        for in_flight in (1, n):
+            asked = policy("adaptive", n, threshold=threshold, in_flight=in_flight)
+            assert decides_as_vote(asked.stop, n) == told
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        answers = [str(rng.integers(3)) for _ in range(6)]
+        samples = [sample(a, a == "0", int(rng.integers(1, 30))) for a in answers]
+        asked = policy("adaptive", 6, threshold=0.95, in_flight=6)
+        vote = majority_curve(answers, [a == "0" for a in answers])[-1]
+        assert right_in_orders(samples, asked, 3) == pytest.approx((vote, vote))
+
+
 def test_nothing_that_parsed_is_never_right():
     samples = [sample(None, False, 3)] * 4
     asked = policy("adaptive", 4, threshold=0.9, in_flight=4)
