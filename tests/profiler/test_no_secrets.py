@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from profiler.engines.server.access import Access, without_secrets
+from profiler.engines.server.access import Access, read_headers, read_key, without_secrets
 from profiler.engines.server.server import ServerEngine
 from profiler.runs.telemetry import check_settings
 from profiler.sweep.plan import load_plan, run_plan
@@ -32,6 +32,21 @@ def test_a_refusal_does_not_repeat_it(url, use):
         use(url)
     assert "canary" not in str(told.value)
     assert "canary" not in without_secrets(url)
+
+
+def keyed(key):
+    return read_key(key, None)
+
+
+def headed(key):
+    return read_headers(None, [f"Authorization: ${key}"])
+
+
+@pytest.mark.parametrize("read", [keyed, headed])
+def test_a_key_that_is_given_for_its_variable_is_not_repeated(read):
+    with pytest.raises(UsageError, match="the variable is not set") as told:
+        read("sk-canary")
+    assert "canary" not in str(told.value)
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def truncated(folder):
          "--scorer x: give a URL"),
         (["record", "--endpoint", NOBODY], 1, "no server answers"),
         (["record", "--endpoint", NOBODY, "--api-key-env", "ABSENT_KEY"], 2,
-         "this variable is not set"),
+         "--api-key-env: the variable ABSENT_KEY is not set"),
         (["attach", NOBODY], 1, "no server answers"),
         (["attach", "nonsense"], 2, "write http://HOST:PORT"),
         (["attach", NOBODY, "--duration", "soon"], 2, "90s, 10m or 2h"),

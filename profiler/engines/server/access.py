@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
 
 _MOST_KEY_BYTES = 16_384
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")  # as people name one, unlike keys
 _OURS = {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}
 
 
@@ -168,9 +169,7 @@ def read_key(variable: str | None, file: Path | None, option: str = "--api-key")
     if variable is not None and file is not None:
         raise UsageError(f"{option}-env and {option}-file exclude each other")
     if variable is not None:
-        where, text = f"{option}-env {variable}", os.environ.get(variable, "")
-        if not text:
-            raise UsageError(f"{where}: this variable is not set")
+        where, text = f"{option}-env", _value_of(variable, f"{option}-env")
     elif file is not None:
         where = f"{option}-file {file}"
         try:
@@ -188,6 +187,15 @@ def read_key(variable: str | None, file: Path | None, option: str = "--api-key")
     return key
 
 
+def _value_of(variable: str, where: str) -> str:
+    """Return a variable's value. Raises UsageError, which repeats no name that may be a key."""
+    value = os.environ.get(variable, "")
+    if not value:
+        name = f" {variable}" if _VARIABLE.fullmatch(variable) else ""
+        raise UsageError(f"{where}: the variable{name} is not set. Give its name, not the key")
+    return value
+
+
 def read_headers(key: str | None, given: Sequence[str]) -> dict[str, str]:
     """Return what goes with every request: the key, and headers given as `Name: value`.
 
@@ -202,10 +210,7 @@ def read_headers(key: str | None, given: Sequence[str]) -> dict[str, str]:
         if name.lower() in _OURS:
             raise UsageError(f"--header {name}: is set by ttscope itself")
         if value.startswith("$"):
-            variable = value[1:]
-            value = os.environ.get(variable, "")
-            if not value:
-                raise UsageError(f"--header {name}: the variable {variable} is not set")
+            value = _value_of(value[1:], f"--header {name}")
         if not value.isascii() or not value.isprintable():
             raise UsageError(f"--header {name}: its value is not printable ASCII")
         if name.lower() == "authorization":
