@@ -34,6 +34,7 @@ from advisor.step_time.table_cost import (
     layer_seconds,
     mixed_attention,
 )
+from traces.recording.tables import COMPOSITION
 from traces.schema.window import in_window, window_context
 from traces.statistics import Floats, Ints
 
@@ -235,6 +236,34 @@ def predicted_steps(cost: StepCost, steps: pl.DataFrame, *, drafting: bool = Fal
     step drafts are made.
     """
     return _predicted(cost, np.column_stack(work_of_steps(steps)), drafting)
+
+
+def drafts_speed(
+    without: StepCost,
+    drafting: StepCost,
+    batches: Ints,
+    *,
+    computed: float,
+    kept: float,
+    context: float,
+) -> Floats:
+    """Return how many times as fast drafts are as none [batches], for so many requests in a step.
+
+    That is tokens a second: kept x T(B) / T_drafts(B), where a request with so much context has
+    `computed` tokens of a step, of which it keeps `kept`.
+    """
+    took = []
+    for cost, tokens in ((without, 1.0), (drafting, computed)):
+        rows = pl.DataFrame(
+            dict.fromkeys(COMPOSITION, np.zeros(len(batches)))
+            | {
+                "decode_requests": batches.astype(float),
+                "decode_tokens": tokens * batches,
+                "decode_kv_tokens": context * batches,
+            }
+        )
+        took.append(predicted_steps(cost, rows, drafting=cost is drafting))
+    return np.asarray(kept * took[0] / took[1])
 
 
 @compiled

@@ -190,30 +190,18 @@ def verify_step(runs: Iterable[RecordedRun]) -> VerifyStep | None:
     return VerifyStep(computed / steps, kept / steps) if steps else None
 
 
+def mean_context(runs: Iterable[RecordedRun]) -> float:
+    """Return the context that a decoding step of runs reads of a request, in the mean."""
+    read = tokens = 0.0
+    for run in runs:
+        for problem in run.problems.values():
+            for sample in problem.samples:
+                read += sample.output_tokens * (problem.prompt_tokens + sample.output_tokens / 2)
+                tokens += sample.output_tokens
+    return read / max(tokens, 1.0)
+
+
 def step_seconds(prior: Prior, requests: Floats, tokens: Floats, logits: Floats) -> Floats:
     """Return the seconds of steps that decode, of so many requests, tokens and rows of logits."""
     attention = np.diag(prior.decoding(requests, np.full(len(requests), CONTEXT)))
     return prior.token_seconds(tokens) + prior.logit_seconds(logits) + attention
-
-
-def pays(prior: Prior, drafting: Drafting, k: int, kept: float) -> str:
-    """Say up to how many requests at a time drafts of `k` pay that give `kept` tokens a step.
-
-    Speed-up is kept x T(B) / (T_verify(B, k + 1) + T_draft(B)), verifying priced as decoding with
-    k + 1 tokens of each request.
-    """
-    batches: Floats = np.unique(np.round(np.geomspace(1.0, MOST, 21)))
-    plain = step_seconds(prior, batches, batches, batches)
-    verify = step_seconds(prior, batches, (k + 1) * batches, (k + 1) * batches)
-    gain = kept * plain / (verify + drafting.launch_s + drafting.each_s * batches)
-    less = np.flatnonzero(gain <= 1.0)
-    head = f"drafts of {k}, which give {kept:.2f} tokens a step,"
-    if not len(less):
-        return f"{head} pay at all batches up to {MOST:,} (x{gain[0]:.2f} alone, x{gain[-1]:.2f})"
-    if less[0] == 0:
-        return f"{head} do not pay even for one request (x{gain[0]:.2f})"
-    last, over = int(batches[less[0] - 1]), int(batches[less[0]])
-    return (
-        f"{head} pay up to {last:,} requests at a time (x{gain[0]:.2f} alone, "
-        f"x{gain[less[0]]:.2f} with {over:,}), at contexts of {CONTEXT:,.0f} tokens"
-    )

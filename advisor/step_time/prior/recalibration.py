@@ -13,7 +13,7 @@ load, and those of others the less the farther they are from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -26,6 +26,7 @@ from advisor.evidence.live.ranks import ranks_in
 from advisor.evidence.runs import RecordedRun
 from advisor.step_time.cost import (
     StepCost,
+    drafts_speed,
     predicted_steps,
     scaled_cost,
     table_cost,
@@ -49,7 +50,13 @@ from advisor.step_time.power.prior import (
     slowed,
     slowed_tables,
 )
-from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
+from advisor.step_time.prior.drafting import (
+    MOST,
+    Drafting,
+    drafting_of,
+    mean_context,
+    verify_step,
+)
 from advisor.step_time.prior.operations.moving import SORT_S, sorts_logits
 from advisor.step_time.prior.prior import (
     FAMILIES,
@@ -262,7 +269,7 @@ class PriorTimes:
         """Return an engine with the ranks of data parallelism that share a mixture's experts."""
         return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
 
-    def pays(self, engine: EngineConfig, runs: Iterable[RecordedRun]) -> str | None:
+    def pays(self, engine: EngineConfig, runs: Sequence[RecordedRun]) -> str | None:
         """Say up to which batch an engine's drafts pay, as those of runs went; None without any.
 
         Raises UsageError where the model that drafts is not known.
@@ -270,8 +277,27 @@ class PriorTimes:
         drafting, step = self.drafting(engine), verify_step(runs)
         if engine.speculative is None or drafting is None or step is None:
             return None
-        k = engine.speculative.num_speculative_tokens
-        return pays(self.prior(engine), drafting, k, step.kept)
+        plain, context = replace(engine, speculative=None), mean_context(runs)
+        batches = np.arange(1, (engine.max_num_seqs or MOST) + 1)
+        speed = drafts_speed(
+            cost_of(self.prior(plain), self.shared(plain)),
+            cost_of(self.prior(engine), self.shared(engine), drafting),
+            batches,
+            computed=step.computed,
+            kept=step.kept,
+            context=context,
+        )
+        k, less = engine.speculative.num_speculative_tokens, np.flatnonzero(speed <= 1.0)
+        head = f"drafts of {k}, which give {step.kept:.2f} tokens a step,"
+        if not len(less):
+            most = f"pay at all batches up to {batches[-1]:,}"
+            return f"{head} {most} (x{speed[0]:.2f} alone, x{speed[-1]:.2f})"
+        if less[0] == 0:
+            return f"{head} do not pay even for one request (x{speed[0]:.2f})"
+        return (
+            f"{head} pay up to {less[0]:,} requests at a time (x{speed[0]:.2f} alone, "
+            f"x{speed[less[0]]:.2f} with {less[0] + 1:,}), at contexts of {context:,.0f} tokens"
+        )
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.

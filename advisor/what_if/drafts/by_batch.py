@@ -13,26 +13,25 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import law_key, sampling_of
 from advisor.evidence.runs import RecordedRun
-from advisor.step_time.cost import StepCost, linear_cost, predicted_steps
+from advisor.step_time.cost import StepCost, drafts_speed, linear_cost
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.prior.defaults import as_on
+from advisor.step_time.prior.drafting import mean_context
 from advisor.step_time.prior.offers import PRICED, device_of
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft, same_drafter
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
-from traces.recording.tables import COMPOSITION, TABLES
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
-from traces.statistics import Z95, Floats
+from traces.statistics import Z95, Floats, Ints
 
 ALIKE: Final = 0.99  # of the best speed, up to which a length is kept that is in force
 WORTH: Final = 1.01  # times as fast as without drafts, from which drafts are worth their work
@@ -246,7 +245,12 @@ def drafts_by_batch(
     """
     plain = replace(run.engine, speculative=None)
     longest = min(speculative.num_speculative_tokens, len(acceptance) or MOST_POSITIONS)
-    context, high = _contexts(run)
+    context = mean_context([run])
+    high = max(
+        problem.prompt_tokens + sample.output_tokens
+        for problem in run.problems.values()
+        for sample in problem.samples
+    )
     without = steps_of(plain)
     batches = np.arange(1, (without.engine.max_num_seqs or TO_COME) + 1)
     kept, lengths, notes = [_Kept()], [without], []
@@ -332,43 +336,26 @@ def _kept(redrafted: Redrafted) -> _Kept:
     )
 
 
-def _contexts(run: RecordedRun) -> tuple[float, float]:
-    """Return the mean context of a decoding step, and the longest."""
-    read = tokens = longest = 0.0
-    for problem in run.problems.values():
-        for sample in problem.samples:
-            whole = problem.prompt_tokens + sample.output_tokens
-            read += sample.output_tokens * (problem.prompt_tokens + whole) / 2
-            tokens += sample.output_tokens
-            longest = max(longest, whole)
-    return read / max(tokens, 1), longest
-
-
 def _gains(
-    batches: np.ndarray,
-    context: float,
-    kept: Sequence[_Kept],
-    lengths: Sequence[StepsOf],
+    batches: Ints, context: float, kept: Sequence[_Kept], lengths: Sequence[StepsOf]
 ) -> Floats:
     """Return how many times as fast as without drafts each length is [lengths, batches]."""
-    seconds = []
-    for place, (each, steps) in enumerate(zip(kept, lengths, strict=True)):
-        rows = [
-            {
-                "decode_requests": int(batch),
-                "decode_tokens": each.computed * batch,
-                "decode_kv_tokens": batch * context,
-            }
-            for batch in batches
-        ]
-        plain = {name: TABLES["steps"][name] for name in COMPOSITION}
-        frame = pl.DataFrame([dict.fromkeys(plain, 0.0) | row for row in rows])
-        seconds.append(predicted_steps(steps.cost, frame, drafting=place > 0))
-    speed = np.array([each.tokens / took for each, took in zip(kept, seconds, strict=True)])
-    return np.asarray(speed / speed[0])
+    without = lengths[0].cost
+    speeds = [
+        drafts_speed(
+            without,
+            steps.cost,
+            batches,
+            computed=each.computed,
+            kept=each.tokens,
+            context=context,
+        )
+        for each, steps in zip(kept[1:], lengths[1:], strict=True)
+    ]
+    return np.array([np.ones(len(batches)), *speeds])
 
 
-def _best(gains: Floats) -> np.ndarray:
+def _best(gains: Floats) -> Ints:
     """Return the best length of each batch [batches]; it changes where another is clearly better.
 
     None is best where the best is hardly faster than without drafts.
@@ -384,7 +371,7 @@ def _best(gains: Floats) -> np.ndarray:
 
 
 def _ranges(
-    batches: np.ndarray,
+    batches: Ints,
     kept: Sequence[_Kept],
     gains: Floats,
     lengths: Sequence[StepsOf],
