@@ -659,7 +659,9 @@ def _throughputs(runs: Sequence[_Numbers]) -> list[Drawn] | None:
     for run in runs:
         value = run.throughput()
         tokens, latency = run.per_problem("tokens"), run.per_problem("latency_s")
-        if value is None or not np.isfinite([tokens, latency]).all():
+        if value is None or not (np.isfinite([tokens, latency]).all() and tokens.any()):
+            return None
+        if not latency.all():  # times that nothing could take
             return None
         per_s = drawn(tokens).draws / drawn(latency).draws
         draws = value * per_s * (latency.mean() / tokens.mean())

@@ -120,7 +120,12 @@ def test_more_than_half_decide_as_the_vote():
 
 def test_a_majority_that_is_sure_of_most_samples_alone_decides_as_the_vote():
     """Three of four, four of six: fewer are not sure enough to end it."""
-    for n, threshold, told in [(4, 0.88, True), (6, 0.95, True), (6, 0.88, False), (8, 0.95, False)]:
+    for n, threshold, told in [
+        (4, 0.88, True),
+        (6, 0.95, True),
+        (6, 0.88, False),
+        (8, 0.95, False),
+    ]:
         for in_flight in (1, n):
             asked = policy("adaptive", n, threshold=threshold, in_flight=in_flight)
             assert decides_as_vote(asked.stop, n) == told

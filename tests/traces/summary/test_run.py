@@ -442,6 +442,16 @@ def test_runs_pair_on_the_same_problems(run, tmp_path):
     assert again["latency_s.mean"].verdict == "better"
 
 
+@pytest.mark.filterwarnings("error")
+def test_without_tokens_or_time_no_throughputs_are_compared(run, rows, tmp_path):
+    idle = [{**row, "output_tokens": 0} for row in rows["samples"]]
+    at_once = [{**row, "decided_at": row["arrival"]} for row in rows["problems"]]
+    for name, changed in ("idle", {"samples": idle}), ("at_once", {"problems": at_once}):
+        (other,) = summarise(write_recording(tmp_path / name, rows | changed))
+        compared = {change.metric.tag for change in compare(run, other).changes}
+        assert "latency_s.mean" in compared and "throughput_tokens_per_s" not in compared
+
+
 def test_other_problems_are_not_paired(run, rows, tmp_path):
     (other,) = summarise(write_recording(tmp_path / "x", rows, workload="other"))
     found = compare(run, other)
