@@ -161,7 +161,11 @@ def recommended(budget: dict[str, Any]) -> Recommendation:
         check_folder(folder)
         check_has_policy(opened, "output")
     advisor = Advisor.fit(
-        opened, seed=read_as("seed", seed, int), gpus=options.systems(), solver=solver
+        opened,
+        seed=read_as("seed", seed, int),
+        gpus=options.systems(),
+        power_cap_w=options.power_cap,
+        solver=solver,
     )
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:

@@ -29,6 +29,9 @@ OPTIONS = "Options"  # the group of `--help` that comes first
 SAMPLES, PROMPTS, KEYS = "Samples of a problem", "Prompts and answers", "Keys and headers"
 ACCOUNTS = "Costs and efforts"
 _TOLD = "typer"  # key of a field's metadata
+POWER_CAP = "--gpu: watts that a board may draw."
+CAP_ALONE = "--power-cap goes with --gpu, whose boards it caps"
+FOR_PRIOR = ("gpu", "tables", "power_cap")  # no part of a budget
 BUDGET = {"max_latency": "Budget", "gpu": "GPUs that were not measured"}  # by their first fields
 
 
@@ -200,10 +203,11 @@ class BudgetOptions:
     confidence: str = option("0.9", "How sure every limit must be met: 0.9 or 90%.")
     gpu: list[str] | None = option(None, "Also offer this GPU, by the prior: h100_sxm.")
     tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")
+    power_cap: float | None = option(None, POWER_CAP, metavar="W")
 
     def given(self) -> dict[str, Any]:
         """Return what was given, for `advisor.search.budget.parse_budget`."""
-        return {n: value for n, value in vars(self).items() if n not in ("gpu", "tables")}
+        return {n: value for n, value in vars(self).items() if n not in FOR_PRIOR}
 
     def systems(self) -> list[str]:
         """Return the systems of the prior that are offered. Raises UsageError."""
@@ -211,6 +215,8 @@ class BudgetOptions:
 
         if self.tables is not None and not self.gpu:
             raise UsageError("--tables goes with --gpu, which says the system in it")
+        if self.power_cap is not None and not self.gpu:
+            raise UsageError(CAP_ALONE)
         return named_tables(self.tables, self.gpu) if self.gpu else []
 
 

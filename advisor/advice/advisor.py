@@ -166,13 +166,15 @@ class Advisor:
         draws: int = 400,
         gpus: Sequence[str] = (),
         checks: Sequence[Recording] = (),
+        power_cap_w: float | None = None,
         quick: bool = False,
         solver: Any = None,
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
         `gpus` are systems of the prior on which the recorded models are offered too, and `checks`
-        recordings of any workload on such GPUs, which recalibrate the prior. `quick` is enough for
+        recordings of any workload on such GPUs, which recalibrate the prior. Their boards may draw
+        `power_cap_w`. `quick` is enough for
         `outline`: until `refined` the spread of step times is assumed, and n goes in powers of two
         without tables by difficulty. `solver` is another regression for step times
         (`StepTimeRegression`). Raises UsageError when recordings answer different workloads
@@ -181,11 +183,13 @@ class Advisor:
         recordings, checks = both_told_apart(recordings, checks)
         evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
+            from advisor.step_time.power.prior import PowerAsked
             from advisor.step_time.prior.offers import offer
             from advisor.what_if.drafts.redrafting import with_published
 
             evidence = with_published(evidence)
-            offers = offer(evidence, [*recordings, *checks], gpus)
+            asked = PowerAsked(cap_w=power_cap_w)
+            offers = offer(evidence, [*recordings, *checks], gpus, asked)
             _check_used(offers, checks)
             untaught = (f"{name} {what}" for name, what in offers.untaught.items())
             evidence = replace(evidence, lost=(*evidence.lost, *untaught))

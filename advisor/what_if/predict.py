@@ -65,6 +65,7 @@ from advisor.what_if.measured.points import (
     imported_point,
     of_forwards,
     said_points,
+    said_watts,
 )
 from advisor.what_if.pace import AtPace, pace_in
 from advisor.what_if.question import Question, by_replica
@@ -941,7 +942,7 @@ def _prior(
         [base, *others],
         ranks=ranks or 1,
         truncated=question.policy.truncated,
-        asked=PowerAsked(cap_w=question.power_cap_w),
+        asked=PowerAsked(cap_w=question.power_cap_w, measured=said_watts(question.measured)),
     )
     question = by_replica(question)
     return prior, replace(question, engine=replace(question.engine, gpu=tables.device))

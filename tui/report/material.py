@@ -66,6 +66,7 @@ def gather_material(
     *,
     seed: int,
     systems: Sequence[str] = (),
+    power_cap_w: float | None = None,
     tariff: Tariff | None = None,
     efforts: bool = False,
     progress: Progress | None = None,
@@ -73,9 +74,10 @@ def gather_material(
 ) -> Material:
     """Summarise the recordings, ask for advice, and foretell each run from the others.
 
-    `given` are the options of `ttscope advise`, `systems` of the prior are offered too. With a
-    `tariff` the picks' costs are worked out, with `efforts` which of them to use. Raises
-    UsageError for a budget that is not understood, or that limits what was not measured.
+    `given` are the options of `ttscope advise`, `systems` of the prior are offered too, whose
+    boards may draw `power_cap_w`. With a `tariff` the picks' costs are worked out, with `efforts`
+    which of them to use. Raises UsageError for a budget that is not understood, or that limits what
+    was not measured.
     """
     from advisor.search.budget import Prices, parse_budget
 
@@ -111,7 +113,7 @@ def gather_material(
         if each.complete and each.name in posed and each.replay_of is None
     ]
     report("advising", 0, 1)
-    advisor, no_advice = _advisor(complete, runs, watched, seed, systems)
+    advisor, no_advice = _advisor(complete, runs, watched, seed, systems, power_cap_w)
     advice, accounts, mapped = None, None, None
     if advisor is not None:
         prices = advisor.prices(budget)  # one price for a device on all of the page
@@ -176,6 +178,7 @@ def _advisor(
     watched: Sequence[Watched],
     seed: int,
     systems: Sequence[str],
+    power_cap_w: float | None,
 ) -> tuple[Advisor | None, str | None]:
     from advisor.advice.advisor import Advisor
 
@@ -187,7 +190,7 @@ def _advisor(
         judged = any(run.accuracy is not None for run in runs)
         return None, f"{NO_STEPS}. {BY_TABLES}" if judged else NO_STEPS
     try:
-        return Advisor.fit(recordings, seed=seed, gpus=systems), None
+        return Advisor.fit(recordings, seed=seed, gpus=systems, power_cap_w=power_cap_w), None
     except TtscopeError as error:
         return None, str(error)
 

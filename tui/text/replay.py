@@ -227,6 +227,8 @@ def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
             f"steps of the prior of {Path(question.gpu).name}"
             + ("" if facts is None else f", {facts.name}")
         )
+    if question.power_cap_w is not None:
+        parts.append(f"boards capped at {question.power_cap_w:g} W")
     if question.replicas.count > 1:
         how = ", samples together" if question.replicas.together else ""
         parts.append(f"{question.replicas.count} replicas, {question.replicas.routing}{how}")

@@ -136,6 +136,7 @@ def advise(
         asked,
         present=today,
         systems=systems,
+        power_cap_w=options.power_cap,
         tariff=tariff,
         checks=open_measured(asked.learn) if asked.learn else (),
         efforts=told.effort_map,
@@ -160,6 +161,7 @@ def print_drafts(options: BudgetOptions, asked: Advise, drafting: DraftOptions) 
         speculative=parse_speculative(drafting.speculative),
         acceptance=() if given is None else read_acceptance(given),
         gpu=next(iter(systems), None),
+        power_cap_w=options.power_cap,
     )
     place = here()
     path = place["model_path"]
@@ -216,6 +218,7 @@ def print_advice(
     *,
     present: tuple[EngineConfig, Policy] | None = None,
     systems: Sequence[str] = (),
+    power_cap_w: float | None = None,
     tariff: Tariff | None = None,
     checks: Sequence[Recording] = (),
     efforts: bool = False,
@@ -235,7 +238,9 @@ def print_advice(
     plan, output = asked.plan, asked.output
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=asked.seed, gpus=systems, checks=checks)
+        advisor = Advisor.fit(
+            recordings, seed=asked.seed, gpus=systems, checks=checks, power_cap_w=power_cap_w
+        )
         for note in advisor.notes(budget.rate_per_s):
             tell(note)
 

@@ -15,7 +15,17 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
 from traces.schema.tts.policy import AS_SENT
-from tui.options import OPTIONS, AgainstOptions, IntervalOf, argument, option, read_interval, takes
+from tui.options import (
+    CAP_ALONE,
+    OPTIONS,
+    POWER_CAP,
+    AgainstOptions,
+    IntervalOf,
+    argument,
+    option,
+    read_interval,
+    takes,
+)
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 
@@ -55,8 +65,11 @@ class ReplayOptions:
     gpu: list[str] | None = option(None, "Step times of a GPU from the prior: h100_sxm.")
     tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")
     measured: list[str] | None = option(
-        None, "--gpu: a time measured there, at so many requests in flight.", metavar="itl=12ms@32"
+        None,
+        "--gpu: a time, or a board's watts=520, measured there at so many in flight.",
+        metavar="itl=12ms@32",
     )
+    power_cap: float | None = option(None, POWER_CAP, metavar="W")
     model_config: Path | None = option(
         None, "config.json of the model to predict, if not the recorded one."
     )
@@ -163,6 +176,8 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
     _check_sources(asked, gpu)
     if asked.measured and gpu is None:
         raise UsageError("--measured goes with --gpu, whose prior it corrects")
+    if asked.power_cap is not None and gpu is None:
+        raise UsageError(CAP_ALONE)
     base = with_lengths(Recording.open(asked.recording))
     measured_ones([base])
     others = measured_ones(open_all(asked.learn or ()))
@@ -186,6 +201,7 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
         collectives=asked.collectives,
         gpu=gpu,
         measured=tuple(asked.measured or ()),
+        power_cap_w=asked.power_cap,
         model_facts=facts,
         pace_of=None
         if asked.at_pace_of is None

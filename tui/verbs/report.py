@@ -82,6 +82,7 @@ def report(
             budget.given(),
             seed=printed.seed,
             systems=budget.systems(),
+            power_cap_w=budget.power_cap,
             tariff=more.tariff(),
             efforts=more.effort_map,
             progress=progress,

@@ -14,7 +14,7 @@ what the board would draw (`slowed`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
@@ -24,7 +24,7 @@ import polars as pl
 from advisor.evidence.runs import RecordedRun
 from advisor.step_time.cost import StepCost, predicted_steps
 from advisor.step_time.law import non_negative_least_squares
-from advisor.step_time.power.boards import Board
+from advisor.step_time.power.boards import Board, board_of
 from advisor.step_time.power.law import PowerLaw, shapes_of
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
@@ -88,8 +88,14 @@ class PowerAsked:
     cap_w: float | None = None
     measured: tuple[float, int] | None = None
 
-    def check(self, board: Board | None, name: str) -> None:
-        """Raise UsageError for a cap or watts that the board of a GPU cannot have."""
+    @property
+    def sigma(self) -> float:
+        """The spread of the log of the watts above idle."""
+        return SIGMA if self.measured is None else MEASURED_SIGMA
+
+    def check(self, name: str, stated_w: float | None = None) -> None:
+        """Raise UsageError for a cap or watts that the board of a GPU cannot have (`board_of`)."""
+        board = board_of(name, stated_w)
         for option, watts in (
             ("--power-cap", self.cap_w),
             ("--measured watts", None if self.measured is None else self.measured[0]),
@@ -98,7 +104,7 @@ class PowerAsked:
                 continue
             if board is None:
                 raise UsageError(f"{option}: what {name} may draw is not known")
-            if watts > board.limit_w:
+            if not watts <= board.limit_w:
                 raise UsageError(
                     f"{option} {watts:g}: above the {board.limit_w:g} W that {name} may draw"
                 )
@@ -116,7 +122,8 @@ class BusyBoard:
     """A board under a model: what its steps move and compute, and what it then draws.
 
     `devices` share a replica's work, `ranks` replicas a mixture's experts. A request forwards
-    `tokens` a step. `peak` [FLOP/s] and `bandwidth` [bytes/s] are those of one board.
+    `tokens` a step. `peak` [FLOP/s] and `bandwidth` [bytes/s] are those of one board, whose watts
+    above idle are `scale` times those of the law.
     """
 
     board: Board
@@ -128,6 +135,7 @@ class BusyBoard:
     ranks: int = 1
     tokens: int = 1
     shares: Shares = SHARES
+    scale: float = 1.0
 
     def busy(self, cost: StepCost, batches: Floats) -> tuple[Floats, Floats]:
         """Return the shares of bandwidth and of FLOP/s [batches] that steps take, not cut at 1.
@@ -156,7 +164,17 @@ class BusyBoard:
         """Return the watts of one board [batches] that steps would draw without any limit."""
         moved, computed = self.busy(cost, batches)
         idle, limit = self.board.idle_w, self.board.limit_w
-        return np.asarray(idle + (limit - idle) * self.shares.of(moved, computed, self.board.gddr))
+        share = self.shares.of(moved, computed, self.board.gddr)
+        return np.asarray(idle + self.scale * (limit - idle) * share)
+
+    def measured_as(self, cost: StepCost, asked: PowerAsked) -> BusyBoard:
+        """Return the board that draws what was measured of it, where that is so."""
+        if asked.measured is None:
+            return self
+        watts, load = asked.measured
+        told = float(self.wanted(cost, np.full(1, float(load)))[0])
+        idle = self.board.idle_w
+        return replace(self, scale=(watts - idle) / (told - idle))
 
     def _seconds(self, cost: StepCost, batches: Floats) -> tuple[Floats, float]:
         """Return the seconds of a decoding step [batches], and of a prompt alone."""
@@ -224,12 +242,9 @@ def prior_law(busy: BusyBoard, cost: StepCost, asked: PowerAsked) -> PowerLaw:
     Each of its laws draws more or less than the constants say, and each is cut at the limit, which
     a cap lowers. Where watts were measured they have them at that load, and lie closer together.
     """
-    board, devices, sigma = busy.board, busy.devices, SIGMA
-    active = busy.wanted(cost, BATCHES) - board.idle_w
-    if asked.measured is not None:
-        watts, load = asked.measured
-        sigma = MEASURED_SIGMA
-        active *= (watts - board.idle_w) / np.interp(np.log2(load), np.log2(BATCHES), active)
+    board, devices = busy.board, busy.devices
+    sigma = asked.sigma
+    active = busy.measured_as(cost, asked).wanted(cost, BATCHES) - board.idle_w
     base, more, shape = _as_shape(BATCHES, active)
     usual = NormalDist()
     scores = [usual.inv_cdf((place + 0.5) / LAWS) for place in range(LAWS)]
@@ -277,6 +292,12 @@ def slowed(wanted: Floats, cap_w: float) -> Floats:
     """Return how many times as long steps take at a cap, by the watts that they would draw."""
     short = np.maximum(1 - cap_w / wanted, 0.0)
     return np.asarray(1 / np.maximum(1 - SLOWS * short**3, LEAST_SPEED))
+
+
+def slowed_spread(wanted: float, cap_w: float, sigma: float) -> float:
+    """Return the spread (sd of the log) of what a cap makes of steps, by that of their watts."""
+    ends = slowed(wanted * np.exp(sigma * np.array([-1.0, 1.0])), cap_w)
+    return float(np.log(ends[1] / ends[0])) / 2
 
 
 def slowed_tables(tables: StepTables, tokens: Floats, factors: Floats) -> StepTables:

@@ -93,6 +93,7 @@ def offer(
     truncated = any(run.policy.truncated for run in evidence.runs)
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
+        asked.check(tables.device, tables.gpu.get("power"))
         recalibration = recalibrate(
             tables, recordings, models=evidence.models, unnamed=len(set(systems)) == 1
         )

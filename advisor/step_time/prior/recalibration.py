@@ -48,6 +48,7 @@ from advisor.step_time.power.prior import (
     power_note,
     prior_law,
     slowed,
+    slowed_spread,
     slowed_tables,
 )
 from advisor.step_time.prior.drafting import (
@@ -63,6 +64,7 @@ from advisor.step_time.prior.prior import (
     LONGEST,
     PRIOR_MISSING,
     PRIOR_RULES,
+    USUAL_BATCH,
     Prior,
     prior_of,
 )
@@ -238,7 +240,11 @@ class PriorTimes:
         truncated: bool = False,
         asked: PowerAsked = NOTHING,
     ) -> PriorTimes:
-        """Return the prior of a model on a system, as recordings of that GPU correct it."""
+        """Return the prior of a model on a system, as recordings of that GPU correct it.
+
+        Raises UsageError for a cap that no such board has.
+        """
+        asked.check(tables.device, tables.gpu.get("power"))
         models = {name: each for one in recordings for name, each in one.manifest.models.items()}
         return cls(
             tables=tables,
@@ -312,15 +318,29 @@ class PriorTimes:
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def cost(self, engine: EngineConfig) -> StepCost:
-        """Return the cost of an engine's steps, at the power cap where one is asked."""
+        """Return the cost of an engine's steps, at the power cap where one is asked.
+
+        Raises UsageError for a cap where what steps would draw is not known.
+        """
         prior, shared, drafting = self.prior(engine), self.shared(engine), self.drafting(engine)
         busy, cap = self.busy(engine), self.asked.cap_w
-        self.asked.check(None if busy is None else busy.board, self.tables.device)
-        if busy is None or cap is None:
+        if cap is None:
             return cost_of(prior, shared, drafting)
-        without = cost_of(prior, _of_any_load(shared), drafting)
-        wanted = replace(busy, tokens=1).wanted(without, BATCHES)
-        return cost_of(prior, shared, drafting, slowed(wanted, cap))
+        if busy is None:
+            raise UsageError(
+                f"--power-cap: what steps of {self.facts.name} move and compute is not known"
+            )
+        return cost_of(prior, shared, drafting, slowed(self._wanted(engine, busy, BATCHES), cap))
+
+    def _wanted(self, engine: EngineConfig, busy: BusyBoard, tokens: Floats) -> Floats:
+        """Return the watts that steps of so many tokens would draw without a limit."""
+        cost = self._any_load(engine)
+        return replace(busy.measured_as(cost, self.asked), tokens=1).wanted(cost, tokens)
+
+    def _any_load(self, engine: EngineConfig) -> StepCost:
+        """Return the cost of steps without a cap, of an engine that takes any load."""
+        shared = _of_any_load(self.shared(engine))
+        return cost_of(self.prior(engine), shared, self.drafting(engine))
 
     def busy(self, engine: EngineConfig) -> BusyBoard | None:
         """Return the board under an engine's steps; None where its limit or the work is unknown."""
@@ -346,9 +366,7 @@ class PriorTimes:
         busy = self.busy(engine)
         if busy is None:
             return None
-        shared = _of_any_load(self.shared(engine))
-        cost = cost_of(self.prior(engine), shared, self.drafting(engine))
-        return prior_law(busy, cost, self.asked)
+        return prior_law(busy, self._any_load(engine), self.asked)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
         """Return the step times of an engine; `longest` is the longest context to come.
@@ -404,12 +422,21 @@ class PriorTimes:
         sizes were off where one ran, and of the rules that stand for what no table has.
         """
         if self.ran is not None and self.ran.has(self.facts, engine.tensor_parallel_size):
-            return self.ran.sigma  # its runs hold what rules add
-        ruled = self.prior(engine).spread
+            # its runs hold what rules add
+            return float(np.hypot(self.ran.sigma, self._capped_spread(engine)))
+        ruled = float(np.hypot(self.prior(engine).spread, self._capped_spread(engine)))
         if self.ran is None:
             published = self.published(engine).sigma(share)
             return float(np.hypot(published, ruled))
         return float(np.hypot(self.ran.sigma, np.hypot(OTHER_SIZE, ruled)))
+
+    def _capped_spread(self, engine: EngineConfig) -> float:
+        """Return what a cap adds to the spread of a usual step, as its watts are not known."""
+        busy, cap = self.busy(engine), self.asked.cap_w
+        if busy is None or cap is None:
+            return 0.0
+        wanted = self._wanted(engine, busy, np.full(1, float(USUAL_BATCH)))
+        return slowed_spread(float(wanted[0]), cap, self.asked.sigma)
 
     def published(self, engine: EngineConfig) -> Spread:
         """Return how far off published runs say that the prior may be for an engine."""

@@ -20,6 +20,7 @@ from advisor.evidence.runs import RecordedRun
 from advisor.step_time.cost import StepCost, drafts_speed, linear_cost
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel, learned
+from advisor.step_time.power.prior import PowerAsked
 from advisor.step_time.prior.defaults import as_on
 from advisor.step_time.prior.drafting import mean_context
 from advisor.step_time.prior.offers import PRICED, device_of
@@ -110,12 +111,13 @@ def all_drafts_by_batch(
     speculative: Speculative | None = None,
     acceptance: Sequence[float] = (),
     gpu: str | None = None,
+    power_cap_w: float | None = None,
 ) -> tuple[list[DraftsByBatch], list[str]]:
     """Return the best drafts by batch of each recorded engine and drafter, and why some have none.
 
     Drafters are those that were recorded or, of lookup, counted, and `speculative` where that is
-    given. With a `gpu`, the name of a system of the prior, steps are that GPU's. Raises UsageError
-    where nothing has any.
+    given. With a `gpu`, the name of a system of the prior, steps are that GPU's, whose boards may
+    draw `power_cap_w`. Raises UsageError where nothing has any.
     """
     evidence = gather(recordings, judged=False, timed=gpu is None)
     model = learned(evidence.steps) if gpu is None and evidence.steps else None
@@ -125,7 +127,9 @@ def all_drafts_by_batch(
             run = _run_for(evidence, key, drafter)
             try:
                 steps_of = (
-                    _recorded(model, recordings) if gpu is None else _of_gpu(gpu, run, recordings)
+                    _recorded(model, recordings)
+                    if gpu is None
+                    else _of_gpu(gpu, run, recordings, power_cap_w)
                 )
                 drafts = drafts_by_batch(
                     evidence, recordings, run, drafter, steps_of, acceptance=acceptance
@@ -196,7 +200,9 @@ def _recorded(model: StepTimeModel | None, recordings: Sequence[Recording]) -> S
     return steps_of
 
 
-def _of_gpu(gpu: str, run: RecordedRun, recordings: Sequence[Recording]) -> Steps:
+def _of_gpu(
+    gpu: str, run: RecordedRun, recordings: Sequence[Recording], cap_w: float | None
+) -> Steps:
     """Return what the prior of a GPU tells of a run's model there."""
     tables, name = read_gpu(gpu), run.engine.model
     facts = next(
@@ -204,7 +210,9 @@ def _of_gpu(gpu: str, run: RecordedRun, recordings: Sequence[Recording]) -> Step
     )
     if facts is None:
         raise UsageError(f"--gpu: no recording holds facts of the model {name}")
-    prior = PriorTimes.of(tables, facts, recordings, truncated=run.policy.truncated)
+    prior = PriorTimes.of(
+        tables, facts, recordings, truncated=run.policy.truncated, asked=PowerAsked(cap_w=cap_w)
+    )
     device = device_of(tables)
 
     def steps_of(engine: EngineConfig) -> StepsOf:

@@ -30,6 +30,7 @@ _POINT: Final = re.compile(
     r"(?P<what>[a-z]+)=(?P<value>[-+.\deE]+)\s*(?P<unit>[a-z]*)@(?P<load>[-+.\d]+)"
     r"(?::(?P<prompt>\d+)\+(?P<output>\d+))?"
 )
+_WATTS: Final = re.compile(r"watts=(?:(?P<value>\d+(?:\.\d+)?) ?w?@(?P<load>\d{1,6}))?")
 _EXAMPLE: Final = "itl=12.3ms@32, or itl=12.3ms@32:1024+512 with tokens of prompt and output"
 
 
@@ -69,11 +70,33 @@ class MeasuredPoint:
         return ours == theirs
 
 
+def said_watts(texts: Sequence[str]) -> tuple[float, int] | None:
+    """Return the watts of a board that `--measured` says, and at how many requests in flight.
+
+    Raises UsageError for what is not understood, and for two of them.
+    """
+    said = [text for text in texts if _WATTS.match(text.strip().lower())]
+    if not said:
+        return None
+    if len(said) > 1:
+        raise UsageError(f"--measured {said[0]} and --measured {said[1]}: give one wattage")
+    match = _WATTS.fullmatch(said[0].strip().lower())
+    if match is None or match["value"] is None:
+        raise UsageError(f"--measured {said[0]}: is not understood. Write watts=520@32")
+    load = int(match["load"])
+    if not 1 <= load <= MOST_IN_FLIGHT:
+        raise UsageError(
+            f"--measured {said[0]}: requests in flight are from 1 to {MOST_IN_FLIGHT:,}"
+        )
+    return float(match["value"]), load
+
+
 def said_points(texts: Sequence[str], recording: Recording) -> list[MeasuredPoint]:
-    """Return what `--measured` says. Lengths that it leaves out are those of a recording.
+    """Return the times that `--measured` says. Lengths it leaves out are those of a recording.
 
     Raises UsageError for what is not understood, and for two times of one load.
     """
+    texts = [text for text in texts if not _WATTS.match(text.strip().lower())]
     points = [_said(text, recording) for text in texts]
     for before, point in itertools.combinations(points, 2):
         if before.what == point.what and before.is_load_of(point):
@@ -93,7 +116,7 @@ def _said(text: str, recording: Recording) -> MeasuredPoint:
     if what not in (ITL, TPOT):
         raise UsageError(
             f"{option}: {what} does not say how long a step takes. Give itl or tpot, as in "
-            f"{_EXAMPLE}"
+            f"{_EXAMPLE}. watts=520@32 says what a board draws"
         )
     if unit not in _UNITS:
         raise UsageError(f"{option}: needs a unit, one of {', '.join(_UNITS)}, as in {_EXAMPLE}")

@@ -88,6 +88,16 @@ def test_energy_and_electricity_are_of_the_prior(run, recording):
     assert usd["value"] == pytest.approx(joules["value"] * 1e3 / 3.6e6 * 0.2)
 
 
+def test_a_power_cap_is_of_every_gpu_that_is_offered(run, recording):
+    asked = ("advise", recording, *GIVEN, "--optimise", "energy", "--json")
+    plain, capped = (
+        json.loads(run.ok(*asked, *cap))["system_optimal"]["estimates"]
+        for cap in ((), ("--power-cap", "120"))
+    )
+    assert capped["energy_j"]["value"] < plain["energy_j"]["value"]
+    assert "above the 500 W" in run.refused(*asked, "--power-cap", "900", code=2)
+
+
 def test_a_wrong_system_makes_no_page(run, recording, tmp_path):
     assert "no operator tables" in run.refused(
         "report", recording, "--gpu", "h100", "-o", tmp_path / "page.html", code=2

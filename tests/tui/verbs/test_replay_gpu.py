@@ -256,3 +256,48 @@ def test_without_the_package_the_extra_is_named(run, monkeypatch):
     assert "-m pip install 'aiconfigurator-core" in run.refused(
         "replay", VOTES, "--gpu", "h100_sxm", code=1
     )
+
+
+def test_a_power_cap_saves_energy(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    assert "boards capped at 200 W" in " ".join(run.ok(*asked, "--power-cap", "200").split())
+    energy = [
+        json.loads(run.ok(*asked, *cap, "--json"))["predicted"]["energy_j"]["per_token"]
+        for cap in ((), ("--power-cap", "100"))
+    ]
+    assert energy[1]["value"] < energy[0]["value"]
+
+
+def test_one_measured_wattage_narrows_the_energy(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
+    energy = [
+        json.loads(run.ok(*asked, *told))["predicted"]["energy_j"]["per_problem"]
+        for told in ((), ("--measured", "watts=150@64"))
+    ]
+    assert energy[1]["value"] < energy[0]["value"]
+    wide, narrow = (each["high"] / each["low"] for each in energy)
+    assert narrow < wide
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--power-cap", "501"), f"--power-cap 501: above the 500 W that {DEVICE} may draw"),
+        (("--power-cap", "-1"), f"--power-cap -1: not above the 70 W that {DEVICE} draws idle"),
+        (("--power-cap", "nan"), "--power-cap nan: above the 500 W"),
+        (("--measured", "watts=600@8"), "--measured watts 600: above the 500 W"),
+        (("--measured", "watts=50@8"), "--measured watts 50: not above the 70 W"),
+        (("--measured", "watts=@8"), "Write watts=520@32"),
+        (("--measured", "watts=300@0"), "requests in flight are from 1 to 8,192"),
+        (("--measured", "watts=300@8", "--measured", "watts=310@16"), "give one wattage"),
+    ],
+)
+def test_watts_that_no_board_has_are_one_line(run, model, given, message):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    assert message in run.refused(*asked, *given, code=2)
+
+
+def test_a_cap_without_a_gpu_is_one_line(run):
+    assert "goes with --gpu" in run.refused("replay", VOTES, "--power-cap", "300", code=2)
+    limits = ("--min-accuracy", "0.5", "--power-cap", "300")
+    assert "goes with --gpu" in run.refused("advise", VOTES, *limits, code=2)
