@@ -272,7 +272,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             told=times.published(engine).note(),
             cost=of,
             holds=prior.holds,
-            drafts=_paying(evidence, engine, times),
+            drafts=_paying(evidence, most, times),
         ),
     )
 
