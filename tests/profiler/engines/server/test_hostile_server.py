@@ -117,6 +117,21 @@ def test_an_answer_that_is_none_is_a_failed_sample(tmp_path, stream, error):
     assert "canary" not in json.dumps(rows, default=str)
 
 
+@pytest.mark.parametrize(
+    ("bound", "most", "stream"),
+    [
+        ("server.MOST_STREAM_BYTES", 1 << 20, b": nothing\n\n" * 100_000 + ANSWER),
+        ("stream.MOST_TEXT", 1_000, events(*GOOD[:1] * 501, *GOOD[1:])),
+        ("stream.MOST_KEPT", 10, events(*[{"choices": [{"token_ids": [1] * 6}]}] * 3)),
+    ],
+)
+def test_an_answer_has_a_number_of_bytes_and_of_tokens(tmp_path, monkeypatch, bound, most, stream):
+    monkeypatch.setattr(f"profiler.engines.server.{bound}", most)
+    with server(stream=stream) as url:
+        recording = recorded(tmp_path, url)
+    assert all(each.endswith("an answer that is too long") for each in recording.samples["error"])
+
+
 @pytest.mark.parametrize("usage", [-5, 10**9, 2**63, 1e300, float("nan"), "a", [1], None, 2.5])
 def test_counts_that_are_none_are_not_known(tmp_path, usage):
     told = {"prompt_tokens": usage, "completion_tokens": usage}
