@@ -295,6 +295,8 @@ class AgainstOptions:
     output: Path | None = option(
         None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
     )
+    kwh_price: float | None = option(None, "USD per kWh, for what the energy costs.")
+    pue: float | None = option(None, "Power of the site over its devices', such as 1.3.")
     explain: bool = option(False, "Print all notes, not the weightiest three.")
     as_json: Json = False
 

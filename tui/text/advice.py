@@ -202,6 +202,8 @@ def marks(pick: Pick) -> list[str]:
         sentences += [
             "Its times come from operator tables of this GPU (the prior), not from a run."
         ]
+        if pick.estimates.get("energy_j") is not None:
+            sentences += ["Its energy is by published watts of other GPUs."]
     accuracy = pick.estimates.get("accuracy")
     if accuracy is not None and accuracy.extrapolated:
         sentences += [

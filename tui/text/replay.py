@@ -27,6 +27,7 @@ from tui.text.layout import align, labelled, wrap
 from tui.text.recordings.show import changed_fields, engine_text, imported_text, policy_text
 
 if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Tariff
     from advisor.what_if.predict import Prediction
     from advisor.what_if.question import Question
     from advisor.what_if.rollouts.batch import BatchRun
@@ -48,9 +49,11 @@ TAGS = (
 )
 
 
-def replay_json(prediction: Prediction) -> dict[str, Any]:
-    """Return the document of `ttscope replay --json`."""
-    return {
+def replay_json(prediction: Prediction, tariff: Tariff | None = None) -> dict[str, Any]:
+    """Return the document of `ttscope replay --json`, with what energy costs at a price."""
+    usd = electricity(prediction, tariff)
+    costs = {} if usd is None else {"electricity_usd_per_thousand_problems": to_plain(usd)}
+    return costs | {
         "recorded": prediction.recorded.to_json(),
         "replayed": None if prediction.replayed is None else prediction.replayed.to_json(),
         "predicted": prediction.predicted.to_json(),
@@ -84,9 +87,17 @@ MOST_NOTES = 3  # that are printed without --explain
 
 
 def replay_lines(
-    prediction: Prediction, question: Question, *, width: int = 80, explain: bool = True
+    prediction: Prediction,
+    question: Question,
+    *,
+    width: int = 80,
+    explain: bool = True,
+    tariff: Tariff | None = None,
 ) -> Iterator[str]:
-    """Return the lines of a prediction; without `explain` with the weightiest notes alone."""
+    """Return the lines of a prediction; without `explain` with the weightiest notes alone.
+
+    With a price per kWh in the `tariff` also what the energy costs.
+    """
     recorded, predicted = prediction.recorded, prediction.predicted
     yield recorded.recording
     engine = engine_text(recorded.engine) if recorded.imported is None else imported_text(recorded)
@@ -118,6 +129,9 @@ def replay_lines(
         yield from wrap("", "change: predicted against replayed, so that the replay's own error "
                         "drops out", width=width, indent=0)  # fmt: skip
         yield ""
+    if prediction.predicted.energy_j.per_token is not None:
+        yield from wrap("", _energy(prediction, tariff), width=width, indent=0)
+        yield ""
     if prediction.batch is not None:
         yield from _batch(*prediction.batch, width)
     if prediction.compared:
@@ -130,6 +144,25 @@ def replay_lines(
     if left:
         listed.append(("more", f"--explain gives the rest ({counted(left, 'note')})"))
     yield from labelled(listed, width=width, indent=10)
+
+
+def electricity(prediction: Prediction, tariff: Tariff | None) -> Estimate | None:
+    """Return the USD that the energy of 1,000 problems costs, None without it or a price."""
+    each = prediction.predicted.energy_j.per_problem
+    per_joule = None if tariff is None else tariff.usd_per_joule
+    return None if each is None or per_joule is None else each.scaled(1e3 * per_joule, "USD")
+
+
+def _energy(prediction: Prediction, tariff: Tariff | None) -> str:
+    """Say what energy a token is predicted to take, and what that of problems costs."""
+    by_token, usd = prediction.predicted.energy_j.per_token, electricity(prediction, tariff)
+    said = f"energy a token: {value_of(by_token)} {interval(by_token)}".rstrip()
+    if usd is None or tariff is None:
+        return said
+    return (
+        f"{said}. Electricity of 1,000 problems: {value_of(usd)} {interval(usd)} at "
+        f"${tariff.kwh_price:g} per kWh and a PUE of {tariff.pue or 1:g}"
+    )
 
 
 def _batch(was: BatchRun | None, batch: BatchRun, width: int) -> Iterator[str]:

@@ -268,7 +268,7 @@ def print_advice(
     if not asked.as_json and not efforts:
         shown = accounts if asked.explain or (tariff is not None and tariff.asked) else None
         costs = [] if shown is None else cost_lines(answer, shown)
-        lines = [*advice_lines(answer, explain=asked.explain), *costs]
+        lines = [*advice_lines(answer, explain=asked.explain), *costs, *_cap_lines(power_cap_w)]
         if plan is not None:
             lines += ["", f"plan in {plan}, measured by:"]
             lines.append(f"{own_name()} sweep {name_word(plan)} -o runs")
@@ -286,6 +286,13 @@ def print_advice(
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
     return advisor
+
+
+def _cap_lines(power_cap_w: float | None) -> list[str]:
+    """Return how the boards of a --gpu are capped, where they are."""
+    if power_cap_w is None:
+        return []
+    return ["", f"Boards of --gpu are capped: sudo nvidia-smi -pl {power_cap_w:g}"]
 
 
 def _files_lines(

@@ -92,6 +92,7 @@ class ReplayOptions:
 )
 def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
     """Predict a recorded run under a configuration that was never run."""
+    from advisor.advice.accounts.costs import NO_POWER, Tariff
     from advisor.what_if.predict import predict
     from tui.terminal import say_json
     from tui.text.replay import replay_json, replay_lines
@@ -100,6 +101,7 @@ def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
         answer.workload is not None or answer.raw_prompts or answer.api_key_env is not None
     ):
         raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
+    tariff = Tariff(kwh_price=answer.kwh_price, pue=answer.pue)
     base, recorded, question, others = question_of(asked)
     if answer.against is not None:
         from tui.verbs.against import run_against
@@ -113,13 +115,15 @@ def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
 
             stack.enter_context(progress_bar()).add_task("replaying", total=None)
         prediction = predict(base, recorded, question, others)
+    if tariff.asked and prediction.predicted.energy_j.per_problem is None:
+        raise UsageError(f"--kwh-price: {NO_POWER}")
     shown = prediction.which(read_interval(asked.interval))
     if answer.output is not None:
         prediction.write(answer.output)
     if answer.as_json:
-        say_json(replay_json(shown))
+        say_json(replay_json(shown, tariff))
         return
-    lines = list(replay_lines(shown, question, explain=answer.explain))
+    lines = list(replay_lines(shown, question, explain=answer.explain, tariff=tariff))
     if answer.output is not None:
         lines += ["", f"written   {answer.output}", *next_lines("show", answer.output)]
     elif (limit := accuracy_kept(prediction.predicted)) is not None:

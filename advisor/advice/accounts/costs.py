@@ -19,6 +19,7 @@ from traces.schema.advice import Pick, Recommendation
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.record import Record
 
+NO_POWER = "no recording holds power. Record on a GPU, or name one with --gpu"
 _JOULES_PER_KWH = 3.6e6
 
 
@@ -45,6 +46,13 @@ class Tariff(Record):
                 raise UsageError(f"{name} {value:g}: wants {wanted}")
         if self.pue is not None and self.kwh_price is None:
             raise UsageError("--pue goes with --kwh-price, which it raises")
+
+    @property
+    def usd_per_joule(self) -> float | None:
+        """What a joule of the devices costs; None without a price per kWh."""
+        if self.kwh_price is None:
+            return None
+        return (self.pue or 1.0) * self.kwh_price / _JOULES_PER_KWH
 
     @property
     def asked(self) -> bool:
@@ -92,9 +100,7 @@ def accounts_of(advisor: Advisor, answer: Recommendation, tariff: Tariff) -> Acc
     """
     check = advisor.check(answer.budget)
     if tariff.kwh_price is not None and not check.metrics.powered.any():
-        raise UsageError(
-            "--kwh-price: no recording holds power. Record on a GPU, or name one with --gpu"
-        )
+        raise UsageError(f"--kwh-price: {NO_POWER}")
     if tariff.api_price is not None and not np.isfinite(check.price).any():
         raise UsageError(
             "--api-price is compared with what devices cost. Give --price, such as --price 2.5 "
@@ -149,8 +155,8 @@ def _costs(advisor: Advisor, check: ReplayedCheck, pick: Pick, tariff: Tariff) -
         per_s = price / 3600
         add("usd_per_million_tokens", "USD", lambda of: of("device_s") * per_s / of("tokens") * 1e6)
         add("usd_per_thousand_problems", "USD", lambda of: of("device_s") * per_s * 1e3)
-    if tariff.kwh_price is not None:
-        factor = 1e3 / _JOULES_PER_KWH * (tariff.pue or 1.0) * tariff.kwh_price
+    if (per_joule := tariff.usd_per_joule) is not None:
+        factor = 1e3 * per_joule
         add("electricity_usd_per_thousand_problems", "USD", lambda of: of("energy_j") * factor)
     if metrics.rate_per_s is not None and replayed.keeps_up:
         add("idle_share", "1", lambda of: np.clip(1 - of("busy_s") / of("device_s"), 0, 1))

@@ -268,6 +268,19 @@ def test_a_power_cap_saves_energy(run, model):
     assert energy[1]["value"] < energy[0]["value"]
 
 
+def test_joules_a_token_and_electricity_are_told(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    price = ("--kwh-price", "0.2", "--pue", "1.5")
+    told = " ".join(run.ok(*asked, *price).split())
+    assert "energy a token: 10.9 mJ [" in told
+    assert "at $0.2 per kWh and a PUE of 1.5" in told
+    found = json.loads(run.ok(*asked, *price, "--json"))
+    joules = found["predicted"]["energy_j"]["per_problem"]["value"]
+    usd = found["electricity_usd_per_thousand_problems"]["value"]
+    assert usd == pytest.approx(joules * 1e3 * 1.5 * 0.2 / 3.6e6)
+    assert "no recording holds power" in run.refused("replay", VOTES, *price, code=2)
+
+
 def test_one_measured_wattage_narrows_the_energy(run, model):
     asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
     energy = [
