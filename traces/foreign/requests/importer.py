@@ -24,6 +24,7 @@ from traces.foreign.requests.reader import (
     RequestFacts,
     RequestReader,
 )
+from traces.foreign.requests.sessions import AgentSession
 from traces.foreign.requests.vllm_bench import SglangBench, VllmBench
 from traces.foreign.source import format_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL
@@ -40,6 +41,7 @@ FORMATS: tuple[type[RequestReader], ...] = (
     SglangBench,
     AiperfRecords,
     GuidellmReport,
+    AgentSession,
 )
 _PART_ROWS = 500_000
 
