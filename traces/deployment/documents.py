@@ -23,6 +23,7 @@ from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.quantities import quantity
+from traces.schema.record import LARGEST, Rate, Some
 from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
@@ -116,16 +117,21 @@ def check_runnable(path: Path, policy: Policy) -> None:
 MOST_SAMPLES = 4_096  # of a problem, as one request may make the engine draw
 
 
+_Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]  # its square is one too
+
+
 class _Interval(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    low: float | None = None
-    high: float | None = None
+    low: _Number | None = None
+    high: _Number | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError("low lies above high. Give the lower one first")
 
 
-class _Estimate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    value: float
+class _Estimate(_Interval, forbid_unknown_fields=True, kw_only=True):
+    value: _Number
     unit: str
-    low: float | None = None
-    high: float | None = None
     runs: int | None = None
     extrapolated: bool = False
     of: Of | None = None
@@ -141,8 +147,8 @@ class _Estimate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _Load(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    rate_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    concurrency: Some | None = None
+    rate_per_s: Rate | None = None
 
 
 class _ExpectDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -234,14 +240,14 @@ def read_expectations(path: Path) -> Expectations:
         engine=engine,
         policy=_policy(path, document.policy),
         promised=_promised(path, document.promised),
-        assumed=_estimates(path, "assumed", document.assumed),
+        assumed=_estimates(document.assumed),
         concurrency=document.load.concurrency,
         rate_per_s=document.load.rate_per_s,
         workload=document.workload,
         problem_names=document.problem_names,
         budget=document.budget,
         probability_within_budget=document.probability_within_budget,
-        served=_estimates(path, "served", {"": document.served})[""],
+        served=document.served and document.served.estimate(),
     )
 
 
@@ -262,7 +268,7 @@ def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def _promised(path: Path, given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
-    promises = _estimates(path, "promised", given)
+    promises = _estimates(given)
     for name, each in promises.items():
         try:
             unit = quantity(name).unit
@@ -273,17 +279,8 @@ def _promised(path: Path, given: Mapping[str, _Estimate | None]) -> dict[str, Es
     return promises
 
 
-def _estimates(
-    path: Path, part: str, given: Mapping[str, _Estimate | None]
-) -> dict[str, Estimate | None]:
-    estimates: dict[str, Estimate | None] = {}
-    for name, each in given.items():
-        estimates[name] = None if each is None else each.estimate()
-        low, high = (None, None) if each is None else (each.low, each.high)
-        if low is not None and high is not None and low > high:
-            where = f"{part}.{name}".rstrip(".")
-            raise UsageError(f"{path}: {where}: low lies above high. Give the lower one first")
-    return estimates
+def _estimates(given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
+    return {name: None if each is None else each.estimate() for name, each in given.items()}
 
 
 def _policy(path: Path, given: Mapping[str, Value]) -> Policy:

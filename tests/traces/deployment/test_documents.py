@@ -156,6 +156,10 @@ EXPECT = {
                 ("latency_pX_s", {"value": 1, "unit": "s"}, "latency_pX_s is no quantity"),
                 ("latency_s", {"value": 90, "unit": "ms"}, "latency_s: is in ms. Give it in s"),
                 ("tokens", {"value": 2, "low": 3, "high": 1, "unit": "tokens"}, "low lies above"),
+                ("tokens", {"value": 2, "unit": "tokens", "fresh": {"low": 3, "high": 1}},
+                 "low lies above high. Give the lower one first - at `$.promised[...].fresh`"),
+                ("tokens", {"value": 2, "unit": "tokens", "others": {"high": 1e308}}, "<= 1e+30"),
+                ("tokens", {"value": -1e308, "unit": "tokens"}, ">= -1e+30"),
                 ("tokens", {"value": float("nan"), "unit": "tokens"}, "is not JSON"),
             )
         ),
