@@ -52,7 +52,8 @@ class LiveEvidence:
     """What is known of one engine over the time that it was watched.
 
     `steps` are rows of the table, `collectives` and `device_time` of profiler windows
-    (traces/summary/kernels.py); None where that depth was not there.
+    (traces/summary/kernels.py); None where that depth was not there. `told` says that spans or
+    steps of that time came.
     """
 
     numbers: Numbers | None
@@ -60,6 +61,7 @@ class LiveEvidence:
     collectives: tuple[Collective, ...] | None = None
     device_time: DeviceTime | None = None
     request_limit: str = "max_num_seqs"  # as its engine calls it
+    told: bool = False
 
     @cached_property
     def fixed_share(self) -> tuple[float | None, str]:
@@ -155,8 +157,11 @@ def judge(engine: str, evidence: LiveEvidence) -> Verdict:
     if numbers.load_s is not None and (numbers.busy_share or 0) * numbers.polls < FEWEST_LOADED:
         watched = number(numbers.seconds, "s")
         loaded = f"too little load: requests ran for {number(numbers.load_s, 's')} of {watched}"
-        reason = loaded if numbers.load_s else f"no load: no request ran in {watched}"
-        return Verdict(engine=engine, reason=reason)
+        if evidence.told:
+            unloaded = f"no load at any poll in {watched}, what ran came between polls"
+        else:
+            unloaded = f"no load: no request ran in {watched}"
+        return Verdict(engine=engine, reason=loaded if numbers.load_s else unloaded)
     if (stalled := _stalled(numbers)) is not None:
         return Verdict(engine=engine, found=(stalled,))
     outcomes = [check(numbers, evidence) for check in CHECKS]

@@ -246,12 +246,14 @@ def _watched(
     is_vllm = software_of(engine) == VLLM
     cancelled = cancelled_told(window) if is_vllm and window is not None else None
     stood = _stood(profiled(recording).get(key, ()), window)
+    requests = _requests([run for run in runs if run.engine == engine])
     evidence = LiveEvidence(
         numbers=numbers,
         steps=steps if steps.height else None,
         collectives=collectives(kernels),
         device_time=device_time(events, key),
         request_limit=REQUEST_LIMITS.get(software_of(engine), "max_num_seqs"),
+        told=requests is not None or steps.height > 0,
     )
     return Watched(
         recording=recording.name,
@@ -270,7 +272,7 @@ def _watched(
         ),
         columns=columns,
         window=window,
-        requests=_requests([run for run in runs if run.engine == engine]),
+        requests=requests,
     )
 
 

@@ -512,6 +512,8 @@ def test_nothing_is_said_of_a_short_or_an_idle_watch():
     assert "too short" in judge("e", LiveEvidence(numbers=watched(polls=9, **LOADED))).reason
     idle = watched(**LOADED | {"num_requests_running": 0})
     assert "no load" in judge("e", LiveEvidence(numbers=idle)).reason
+    between = judge("e", LiveEvidence(numbers=idle, told=True)).reason  # its spans came
+    assert "no request ran" not in between and "came between polls" in between
     assert judge("e", LiveEvidence(numbers=None)).reason
 
 
