@@ -132,6 +132,7 @@ def metrics_of(
                 capacity_per_s=1.0,
                 keeps_up=True,
                 extrapolated=False,
+                beyond=0.0,
                 totals=ZERO,
                 paid=1.0,
                 step_s=1.0,

@@ -3,21 +3,19 @@
 Needs ttscope[prior]. Qwen2.5 of 1.5B, 7B and 14B, one problem at a time with a prompt of 150 tokens
 and `--output` tokens (thinking about a problem of MATH500), replayed from the prior of H100 and
 H200. The gain is latency with one GPU over latency with more: by kernels alone, as vLLM 0.32 would
-(the host behind the kernels), and as vLLM 0.12 and 0.7.3 would (the host's part added).
+(half of the host behind the kernels), and as vLLM 0.12 and 0.7.3 would (the host's part added).
 Zhao et al. 2025 (arXiv 2509.19645) measured about 1.7 for 14B with TP 4 on GH200, and losses for
 small models.
 """
 
 import argparse
 
-import numpy as np
 from dense_models import dense
 
-from advisor.evidence.features import ZERO
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.workload import ReplayWorkload
-from advisor.step_time.cost import table_cost
+from advisor.step_time.cost import table_cost, with_hidden
 from advisor.step_time.host.law import host_part
 from advisor.step_time.operators.tables import default_capture_sizes
 from advisor.step_time.prior.prior import Prior, prior_of
@@ -41,14 +39,14 @@ def latency_s(prior: Prior, output: int, version: str | None = None) -> float:
     tables = prior.step_tables(
         max_num_batched_tokens=BATCHED, max_num_seqs=SEQS, capture_sizes=sizes
     )
-    law, hidden = np.array(ZERO), None
+    cost = table_cost(tables)
     if version is not None:
         size = prior.split.tensor
         part = host_part(EngineConfig(model="", tensor_parallel_size=size, vllm_version=version))
-        law, hidden = (law, part.seconds) if part.hidden else (part.seconds, None)
+        cost = with_hidden(cost, part.seconds, part.hidden)
     work = ReplayWorkload.from_requests([150], [output])
     limits = Limits(max_num_seqs=SEQS, max_num_batched_tokens=BATCHED, async_scheduling=True)
-    done = replay(work, table_cost(tables, law, hidden=hidden), limits, concurrency=1)
+    done = replay(work, cost, limits, concurrency=1)
     return float(done.latency_s.mean())
 
 
