@@ -402,6 +402,7 @@ def test_report_takes_the_budget_of_advise():
     }
     assert options["advise"] - options["report"] == {
         "--present", "--plan", "--verify", "--explain", "--with", "--interval",
+        "--drafts", "--speculative", "--acceptance",
     }  # fmt: skip
     assert options["report"] <= options["advise"]
 
