@@ -1,10 +1,12 @@
 """How long a batch takes that is sent at once, foretold from one that ran with fewer places.
 
     python -m benchmarks.batches [--model demo/l] [--problems 64] [--n 8] [--seqs 8 32 64]
+        [--taught 4]
 
-Records the same problems with each `max_num_seqs` on the engine here, all at once, and asks
-`replay --batch` of the first of them what the others take. Prints when shares of the problems are
-answered, the end and the share of empty places, foretold and as they came.
+Records the same problems with each `max_num_seqs` on the engine here, all at once. `replay --batch`
+foretells each from a recording with the smallest of them and `--taught` problems in flight, or from
+the first batch itself with 0. Prints when shares of the problems are answered, the end and the
+share of empty places, foretold and as they came.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from traces.summary.run import summarise
 VERB = "from tui.cli import main; main()"
 
 
-def record(folder: Path, seqs: int, given: argparse.Namespace) -> Recording:
-    """Run the batch with so many places for samples."""
+def record(folder: Path, seqs: int, given: argparse.Namespace, in_flight: int) -> Recording:
+    """Run the batch with so many places for samples, and so many problems in flight."""
     command = ["record", "--model", given.model, "--dtype", "float32", "--n", given.n]
-    command += ["--problems", given.problems, "--concurrency", given.problems]
+    command += ["--problems", given.problems, "--concurrency", in_flight]
     command += ["--max-num-seqs", seqs, "--max-tokens", 400, "--seed", given.seed, "-o", folder]
     subprocess.run([sys.executable, "-c", VERB, *map(str, command)], check=True, stdout=sys.stderr)
     return Recording.open(folder)
@@ -53,11 +55,17 @@ def main() -> None:
     options.add_argument("--problems", type=int, default=64)
     options.add_argument("--n", type=int, default=8)
     options.add_argument("--seqs", type=int, nargs="+", default=[8, 32, 64])
+    options.add_argument("--taught", type=int, default=4)
     options.add_argument("--seed", type=int, default=41)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        ran = {seqs: record(Path(name) / str(seqs), seqs, given) for seqs in given.seqs}
-        first = ran[given.seqs[0]]
+        ran = {
+            seqs: record(Path(name) / str(seqs), seqs, given, given.problems) for seqs in given.seqs
+        }
+        least = given.seqs[0]
+        first = ran[least]
+        if given.taught:
+            first = record(Path(name) / "taught", least, given, given.taught)
         (run,) = summarise(first)
         print(f"| max_num_seqs | {' | '.join([*DONE, 'end', 'held', 'empty places'])} |")
         for seqs, recording in ran.items():
