@@ -4,8 +4,8 @@
 
 Records demo/l without drafts and with each length, at each load, in turns. `advise --drafts` learns
 from the runs without drafts and with the longest ones, at the smallest and the largest load.
-Printed are tokens a second of each, the length that was foretold for the load, and how fast that
-was over the best one and over none. The engine also runs with the schedule itself.
+Printed are tokens a second of the steps that decode, the length that was foretold for the load, and
+how fast that was over the best one and over none. The engine also runs with the schedule itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import polars as pl
 
 from advisor.what_if.drafts.by_batch import DraftsByBatch, all_drafts_by_batch
 from traces.recording.reader import Recording
-from traces.summary.run import summarise
 
 VERB = "from tui.cli import main; main()"
 DRAFTERS: dict[str, dict[str, Any]] = {
@@ -32,9 +31,9 @@ DRAFTERS: dict[str, dict[str, Any]] = {
 
 
 def record(folder: Path, load: int, drafts: dict[str, Any] | None) -> Recording:
-    """Run problems of greedy samples, so many at a time."""
+    """Run problems of greedy samples, so many of the same 120 at a time."""
     command = ["record", "--model", "demo/l", "--dtype", "float32", "--max-num-seqs", "64"]
-    command += ["--problems", str(16 + 4 * load), "--concurrency", str(load), "--seed", "43"]
+    command += ["--problems", "120", "--concurrency", str(load), "--seed", "43"]
     command += ["--max-tokens", "400", "-o", str(folder)]
     command += [] if drafts is None else ["--speculative", json.dumps(drafts)]
     subprocess.run([sys.executable, "-c", VERB, *command], check=True, stdout=subprocess.DEVNULL,
@@ -42,10 +41,19 @@ def record(folder: Path, load: int, drafts: dict[str, Any] | None) -> Recording:
     return Recording.open(folder)
 
 
-def speed(recordings: list[Recording]) -> float:
-    """Return the median tokens a second of runs."""
-    each = [run.throughput_tokens_per_s for one in recordings for run in summarise(one)]
-    return float(np.median([found.value for found in each if found is not None]))
+def speed(recordings: list[Recording], load: int) -> float:
+    """Return the tokens a second of steps that decode nearly so many requests, and no prompt."""
+    tokens = seconds = 0.0
+    for each in recordings:
+        steps = each.steps.filter(
+            pl.col("prefill_requests") == 0,
+            pl.col("decode_requests") >= 0.75 * load,
+            pl.col("interval_ns").is_not_null(),
+        )
+        kept = steps["accepted"].list.sum().fill_null(0) + steps["decode_requests"]
+        tokens += float(kept.sum())
+        seconds += float(steps["interval_ns"].sum()) / 1e9
+    return tokens / seconds
 
 
 def chosen(drafts: DraftsByBatch, load: int) -> int:
@@ -78,13 +86,13 @@ def main() -> None:
             print("| in flight | none | " + " | ".join(f"k = {k}" for k in given.lengths)
                   + " | foretold | of the best | over none | with the schedule |")  # fmt: skip
             for load in given.loads:
-                speeds = {k: speed(ran[load, k]) for k in (0, *given.lengths)}
+                speeds = {k: speed(ran[load, k], load) for k in (0, *given.lengths)}
                 k = min(speeds, key=lambda each, load=load: abs(each - chosen(drafts_of, load)))
                 by_schedule = speed([
                     record(root / f"{method}-schedule-{load}-{repeat}", load,
                            None if served is None else served.to_json())
                     for repeat in range(given.repeats)
-                ])  # fmt: skip
+                ], load)  # fmt: skip
                 cells = [f"{value:,.0f}" for value in speeds.values()]
                 cells += [f"{chosen(drafts_of, load)}", f"{speeds[k] / max(speeds.values()):.2f}"]
                 cells += [f"{speeds[k] / speeds[0]:.2f}", f"{by_schedule:,.0f}"]

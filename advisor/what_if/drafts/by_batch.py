@@ -8,7 +8,7 @@ steps, or a prior (arXiv 2406.14066 has the same goodput).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,7 +18,7 @@ from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import law_key, sampling_of
 from advisor.evidence.runs import RecordedRun
 from advisor.step_time.cost import StepCost, drafts_speed, linear_cost
-from advisor.step_time.draft_law import draft_law
+from advisor.step_time.draft_law import ONE_BY_ONE, draft_law
 from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.power.prior import PowerAsked
 from advisor.step_time.prior.defaults import as_on
@@ -132,8 +132,9 @@ def all_drafts_by_batch(
                     else _of_gpu(gpu, run, recordings, power_cap_w)
                 )
                 drafts = drafts_by_batch(
-                    evidence, recordings, run, drafter, steps_of, acceptance=acceptance
-                )
+                    evidence, recordings, run, drafter, steps_of, acceptance=acceptance,
+                    recorded=_lengths(evidence, key, drafter) if gpu is None else None,
+                )  # fmt: skip
             except TtscopeError as error:
                 without.append(f"{key.model} with {drafter.method}: {error}")
             else:
@@ -162,6 +163,14 @@ def _drafters(evidence: Evidence, key: EngineConfig) -> list[Speculative]:
             of = drafts.fixed(1)
             longest[of] = max(longest.get(of, 0), drafts.num_speculative_tokens)
     return [of.fixed(k) for of, k in longest.items()]
+
+
+def _lengths(evidence: Evidence, key: EngineConfig, drafter: Speculative) -> set[int] | None:
+    """Return the lengths of drafts that an engine ran, None where any is priced by its tokens."""
+    if drafter.method not in ONE_BY_ONE:
+        return None
+    ran = [run.engine.speculative for run in evidence.runs if _plain(run) == key]
+    return {each.num_speculative_tokens for each in ran if each and same_drafter(each, drafter)}
 
 
 def _run_for(evidence: Evidence, key: EngineConfig, drafter: Speculative) -> RecordedRun:
@@ -243,13 +252,16 @@ def drafts_by_batch(
     steps_of: Steps,
     *,
     acceptance: Sequence[float] = (),
+    recorded: Collection[int] | None = None,
 ) -> DraftsByBatch:
     """Return the best drafts of a run's engine by batch, up to its `max_num_seqs`.
 
     Lengths are tried up to `num_speculative_tokens` of `speculative`, and no more than there are
-    positions of a given `acceptance`. `steps_of` gives what steps of an engine take. Errors of the
-    steps with drafts and without are taken to have nothing in common. Raises UsageError where
-    nothing says what is kept of such drafts, or what steps with them take.
+    positions of a given `acceptance`. Of drafters that propose token after token, whose passes have
+    a fixed part, `recorded` lengths alone are tried beside that one, where steps are recorded.
+    `steps_of` gives what steps of an engine take. Errors of the steps with drafts and without are
+    taken to have nothing in common. Raises UsageError where nothing says what is kept of such
+    drafts, or what steps with them take.
     """
     plain = replace(run.engine, speculative=None)
     longest = min(speculative.num_speculative_tokens, len(acceptance) or MOST_POSITIONS)
@@ -262,7 +274,8 @@ def drafts_by_batch(
     without = steps_of(plain)
     batches = np.arange(1, (without.engine.max_num_seqs or TO_COME) + 1)
     kept, lengths, notes = [_Kept()], [without], []
-    for k in range(1, longest + 1):
+    tried = [k for k in range(1, longest + 1) if recorded is None or k in {*recorded, longest}]
+    for k in tried:
         engine = replace(plain, speculative=speculative.fixed(k))
         redrafted = redraft(evidence, recordings, engine, run.policy, acceptance)
         if redrafted is None:
@@ -274,7 +287,7 @@ def drafts_by_batch(
         lengths.append(steps_of(engine))
         notes.append(redrafted.note)
     gains = _gains(batches, context, kept, lengths)
-    ranges = tuple(_ranges(batches, kept, gains, lengths))
+    ranges = tuple(_ranges([0, *tried], batches, kept, gains, lengths))
     pays = [each.high for each in ranges if each.num_speculative_tokens]
     stops = None if pays and pays[-1] == batches[-1] else (pays[-1] + 1 if pays else 1)
     more = [note for note in (without.note, notes[-1]) if note is not None]
@@ -287,8 +300,8 @@ def drafts_by_batch(
     if (moved := np.flatnonzero(at_high != _best(gains))).size:
         place = moved[len(moved) // 2]
         more.append(
-            f"at contexts of {high:,.0f} tokens the best differs: {at_high[place]} for "
-            f"{batches[place]:,} requests"
+            f"at contexts of {high:,.0f} tokens the best differs: "
+            f"{[0, *tried][at_high[place]]} for {batches[place]:,} requests"
         )
     return DraftsByBatch(
         engine=without.engine,
@@ -379,6 +392,7 @@ def _best(gains: Floats) -> Ints:
 
 
 def _ranges(
+    tried: Sequence[int],
     batches: Ints,
     kept: Sequence[_Kept],
     gains: Floats,
@@ -387,16 +401,16 @@ def _ranges(
     best = _best(gains)
     starts = np.flatnonzero(np.diff(best, prepend=-1))
     for start, end in zip(starts, [*(starts[1:] - 1), len(batches) - 1], strict=True):
-        k = int(best[start])
+        at = int(best[start])
         ends = (
-            _gain(float(gains[k, place]), kept[k], lengths[0], lengths[k], batches[place])
+            _gain(float(gains[at, place]), kept[at], lengths[0], lengths[at], batches[place])
             for place in (start, end)
         )
         yield DraftRange(
             low=int(batches[start]),
             high=int(batches[end]),
-            num_speculative_tokens=k,
-            tokens_per_step=kept[k].estimate,
+            num_speculative_tokens=tried[at],
+            tokens_per_step=kept[at].estimate,
             gain=(next(ends), next(ends)),
         )
 
