@@ -1,12 +1,12 @@
-"""How long a batch takes that is sent at once, foretold from one that ran with fewer places.
+"""How long a batch takes that is sent at once, predicted from one that ran with fewer.
 
     python -m benchmarks.batches [--model demo/l] [--problems 64] [--n 8] [--seqs 8 32 64]
         [--taught 4]
 
 Records the same problems with each `max_num_seqs` on the engine here, all at once. `replay --batch`
-foretells each from a recording with the smallest of them and `--taught` problems in flight, or from
+predicts each from a recording with the smallest of them and `--taught` problems in flight, or from
 the first batch itself with 0. Prints when shares of the problems are answered, the end and the
-share of empty places, foretold and as they came.
+share of empty slots, predicted and measured.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Which length of drafts is best at which load, foretold and measured on the engine here.
+"""Which length of drafts is best at which load, predicted and measured on the engine here.
 
     python -m benchmarks.draft_schedule [--method ngram draft_model] [--lengths 1 3 5] [--repeats 2]
 
 Records demo/l without drafts and with each length, at each load, in turns. `advise --drafts` learns
 from the runs without drafts and with the longest ones, at the smallest and the largest load.
-Printed are tokens a second of the steps that decode, the length that was foretold for the load, and
-how fast that was over the best one and over none. The engine also runs with the schedule itself.
+Printed are tokens a second of the steps that decode, the length that was predicted for the load,
+and how fast that was over the best one and over none. The engine also runs with the schedule.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def speed(recordings: list[Recording], load: int) -> float:
 
 
 def chosen(drafts: DraftsByBatch, load: int) -> int:
-    """Return the length of drafts that is foretold to be best for so many requests."""
+    """Return the length of drafts that is predicted to be best for so many requests."""
     return next(k for low, high, k in drafts.schedule if low <= load <= high)
 
 
@@ -84,7 +84,7 @@ def main() -> None:
             served = drafts_of.served.speculative
             print(f"\n{method}: {drafts_of.schedule}")
             print("| in flight | none | " + " | ".join(f"k = {k}" for k in given.lengths)
-                  + " | foretold | of the best | over none | with the schedule |")  # fmt: skip
+                  + " | predicted | of the best | over none | with the schedule |")  # fmt: skip
             for load in given.loads:
                 speeds = {k: speed(ran[load, k], load) for k in (0, *given.lengths)}
                 k = min(speeds, key=lambda each, load=load: abs(each - chosen(drafts_of, load)))

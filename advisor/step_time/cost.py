@@ -249,8 +249,8 @@ def drafts_speed(
 ) -> Floats:
     """Return how many times as fast drafts are as none [batches], for so many requests in a step.
 
-    That is tokens a second: kept x T(B) / T_drafts(B), where a request with so much context has
-    `computed` tokens of a step, of which it keeps `kept`.
+    That is tokens a second: kept x T(B) / T_drafts(B). A step computes `computed` tokens of each
+    request and keeps `kept` of them, at contexts of `context` tokens.
     """
     took = []
     for cost, tokens in ((without, 1.0), (drafting, computed)):

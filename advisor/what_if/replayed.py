@@ -526,7 +526,7 @@ class Replays:
         shared = {name for name, times in uses.items() if times > 1}
         names = max(uses, default=0) + 1
         rng = np.random.default_rng([self.question.seed, 3 * MOST, number, fresh])
-        posed = []
+        problems = []
         for place in range(count):
             turn, within = divmod(place, len(loads))
             if within == 0:
@@ -536,8 +536,8 @@ class Replays:
             if not self.as_sent and (fresh or have > self.drawn):
                 drawn = rng.choice(have, self.drawn, replace=fresh)
                 load = replace(load, samples=tuple(load.samples[i] for i in drawn))
-            posed.append(load)
-        return ReplayWorkload.from_loads(posed, prompt_block_tokens=self.block_tokens)
+            problems.append(load)
+        return ReplayWorkload.from_loads(problems, prompt_block_tokens=self.block_tokens)
 
     @property
     def steady_after(self) -> float:

@@ -60,8 +60,7 @@ class EngineOptions(Record):
         if self.max_num_seqs is not None:
             parts.append(f"seqs{self.max_num_seqs}")
         if self.speculative is not None:
-            length = self.speculative.length.replace(" to ", "-")
-            parts.append(f"{self.speculative.method}-k{length}")
+            parts.append(f"{self.speculative.method}-{self.speculative.short_length}")
         return " ".join(parts)
 
 

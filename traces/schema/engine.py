@@ -86,6 +86,11 @@ class Speculative(Record):
         least, most = min(tokens, default=0), max(tokens, default=0)
         return f"{least} to {most}" if least < most else str(most or self.num_speculative_tokens)
 
+    @property
+    def short_length(self) -> str:
+        """The same in labels: `k3`, or `k0-3` by batch."""
+        return "k" + self.length.replace(" to ", "-")
+
 
 _RANGES = "speculative: num_speculative_tokens_per_batch_size"
 _EXAMPLE = "[[1, 8, 3], [9, 64, 1]]"
@@ -216,8 +221,7 @@ class EngineConfig(Record):
         if self.max_num_seqs is not None:
             parts.append(f"seqs{self.max_num_seqs}")
         if self.speculative is not None:
-            length = self.speculative.length.replace(" to ", "-")
-            parts.append(f"{self.speculative.method} k{length}")
+            parts.append(f"{self.speculative.method} {self.speculative.short_length}")
         return " ".join(parts)
 
     def words(self, *, prior: str | None = None, limits: bool = True) -> str:

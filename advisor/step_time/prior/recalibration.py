@@ -280,14 +280,14 @@ class PriorTimes:
 
         Raises UsageError where the model that drafts is not known.
         """
-        drafting, step = self.drafting(engine), verify_step(runs)
-        if engine.speculative is None or drafting is None or step is None:
+        step = verify_step(runs)
+        if engine.speculative is None or step is None:
             return None
         plain, context = replace(engine, speculative=None), mean_context(runs)
         batches = np.arange(1, (engine.max_num_seqs or MOST) + 1)
         speed = drafts_speed(
-            cost_of(self.prior(plain), self.shared(plain)),
-            cost_of(self.prior(engine), self.shared(engine), drafting),
+            self.cost(plain),
+            self.cost(engine),
             batches,
             computed=step.computed,
             kept=step.kept,

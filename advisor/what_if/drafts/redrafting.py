@@ -180,9 +180,9 @@ def _given(acceptance: Sequence[float]) -> _Told:
 
 
 def _drawn_by(run: RecordedRun, engine: EngineConfig, told: _Told) -> Redrafted:
-    """Return the samples with drafts of which as many are kept as was told.
+    """Return the samples with drafts that are kept by the given chances.
 
-    Recorded drafts of the run say nothing of others, and are forgotten.
+    The run's own drafts say nothing of others, and are left out.
     """
     assert engine.speculative is not None
     k, runs = engine.speculative.num_speculative_tokens, []
