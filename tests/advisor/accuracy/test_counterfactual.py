@@ -12,12 +12,14 @@ from advisor.accuracy.counterfactual import (
     compare_policies,
     evaluate,
 )
-from advisor.accuracy.samples import PolicyColumn
+from advisor.accuracy.finish_order import decide
+from advisor.accuracy.samples import PolicyColumn, read_samples
 from tests.traces.synthetic import START, write_recording
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.importer import import_outcomes
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import FIRST, SAFE, Stop
 from traces.summary.run import summarise
 from traces.summary.votes import PolicyOutcome
 
@@ -131,6 +133,32 @@ def test_estimates_hang_together(found):
     assert early < whole
     assert first < whole
     assert table["majority", 2 * N, None].tokens_per_problem.value == pytest.approx(2 * whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "key", "least"),
+    [
+        (Stop(rule=SAFE, value=0.95), ("adaptive", ("in_flight", 8), ("threshold", 0.95)), 3),
+        (Stop(rule=FIRST, value=4), ("first_finish", ("first", 4)), 1.5),
+    ],
+)
+def test_the_luck_of_two_blocks_is_not_a_rules_gain(stop, key, least, tmp_path):
+    """Against the mean over random subsets, the halves of 16 samples alone are much farther off."""
+    rng, halves, said = np.random.default_rng(7), [], []
+    for seed in range(8):
+        rows, folder = make_rows(30, 16, seed), tmp_path / str(seed)
+        (run,) = summarise(write_recording(folder, rows, policy=replace(VOTE, n=16)))
+        found = by_key(evaluate(run, counts=[8]))[key[0], 8, None, *key[1:]].accuracy.value
+        problems = read_samples(run).problems
+
+        def right(places, problems=problems):
+            return np.mean([decide(each.take(places), stop).right for each in problems])
+
+        truth = np.mean([right(rng.permutation(16)[:8]) for _ in range(200)])
+        halves.append(np.mean([right(range(8)), right(range(8, 16))]) - truth)
+        said.append(found - truth)
+    assert np.std(said) < np.std(halves) / least
 
 
 @pytest.mark.slow
