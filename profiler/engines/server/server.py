@@ -8,6 +8,7 @@ reason is kept, and no error repeats what the server said, which may hold a prom
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import itertools
 import json
@@ -610,9 +611,10 @@ class Events:
         """Give the events that a piece completes. Raises BadAnswer for what is none."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
-            if self.done or not line.startswith(b"data:"):
+            name, _, told = line.partition(b":")
+            if self.done or name.removeprefix(codecs.BOM_UTF8) != b"data":  # a stream may have one
                 continue
-            data = line[5:].strip()
+            data = told.strip()
             if data == b"[DONE]":
                 self.done = True
                 return

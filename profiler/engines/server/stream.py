@@ -94,6 +94,8 @@ class Stream:
         self._take_prompt_ids(event)
         self._take_all_ids(event.get("sglext"))
         for choice in event.get("choices") or ():
+            if choice.get("index") not in (0, None):  # its tokens would count for ours
+                raise BadAnswer("a choice that was not asked for")
             reason = choice.get("finish_reason")
             if isinstance(reason, str) and reason:
                 self.finish_reason, self.finished = reason[:_LONGEST_REASON], now

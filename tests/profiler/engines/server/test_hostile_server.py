@@ -102,6 +102,7 @@ def recorded(tmp_path, url, *, problems=2, answer="12", chat=False, policy=None)
         (events({"error": {"message": "canary"}}), "an error in the stream"),
         (events(GOOD[0], done=False), "cut off"),
         (events(), "no answer"),
+        (events(*GOOD[:1], {"choices": [{"index": 5, "text": "1"}]}), "that was not asked for"),
         (b"<html>canary</html>", "no answer"),
         (json.dumps({"choices": [{"text": "12"}]}).encode(), "no answer"),
         (b"data: " + b"x" * (9 << 20), "a line that is too long"),
@@ -130,6 +131,14 @@ def test_an_answer_has_a_number_of_bytes_and_of_tokens(tmp_path, monkeypatch, bo
     with server(stream=stream) as url:
         recording = recorded(tmp_path, url)
     assert all(each.endswith("an answer that is too long") for each in recording.samples["error"])
+
+
+def test_a_stream_may_begin_with_a_mark_of_its_bytes(tmp_path):
+    told = [{"choices": [{"index": 0, "text": "1"}]}, {"choices": [{"text": "2"}]}, *GOOD[1:]]
+    with server(stream=b"\xef\xbb\xbf" + events(*told)) as url:
+        recording = recorded(tmp_path, url)
+    assert recording.samples["error"].to_list() == [None, None]
+    assert recording.samples["correct"].to_list() == [True, True]
 
 
 @pytest.mark.parametrize("usage", [-5, 10**9, 2**63, 1e300, float("nan"), "a", [1], None, 2.5])
