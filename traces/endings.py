@@ -8,7 +8,8 @@ import os
 import signal
 import termios
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -49,3 +50,26 @@ def leave_terminal() -> None:
                     nowhere = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(nowhere, number)
                     os.close(nowhere)
+
+
+@contextlib.contextmanager
+def leaving_at_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C end the process at once while the block imports.
+
+    Some of what an import runs takes an exception for another one, or loses it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell's `&` has it
+        signal.signal(signal.SIGINT, leave_interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave_interrupted(*_: Any) -> NoReturn:
+    """Say so and leave, without what Python does at its end."""
+    try:
+        os.write(2, b"ttscope: interrupted\n")
+    finally:
+        os._exit(130)

@@ -23,6 +23,7 @@ from typing import Annotated, Any, NoReturn, get_args
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from traces.endings import leaving_at_ctrl_c
 from tui.terminal import say, tell
 
 MEASURE, LOOK, DECIDE, BEGIN = "Measure", "Look", "Decide and serve", "Begin here"
@@ -246,7 +247,8 @@ def loaded(name: str) -> Any:
     if name == "import":  # numpy's OpenBLAS would start threads, each of which spins for 50 ms
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module, _, function = VERBS[name][0].partition(".")
-    verb = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
+    with leaving_at_ctrl_c():
+        verb = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
     commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     commands.command(name, cls=Verb, epilog=examples(VERBS[name][3]))(verb)
     return typer.main.get_command(commands)

@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.servers.warm import VERBS, Warm
 
 ROOT = Path(__file__).parents[2]
-TTSCOPE = (sys.executable, "-c", "from tui.cli import main; main()")
+TTSCOPE = (sys.executable, "-c", "from tui.start import main; main()")
 CTRL_C = "\x03"
 NOT_INHERITED = {  # of what decides how a terminal is written to
     "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "COLORTERM",

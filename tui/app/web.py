@@ -63,7 +63,7 @@ def _name_in(host: str) -> str:
 
 def command_of(arguments: Sequence[str]) -> str:
     """Return the shell command that opens the app with `ttscope tui`'s arguments."""
-    start = [sys.executable, "-P", "-c", "from tui.cli import main\nmain()", "tui"]
+    start = [sys.executable, "-P", "-c", "from tui.start import main\nmain()", "tui"]
     return f"exec {shlex.join([*start, *arguments])}"
 
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 @contextmanager
 def served(*arguments):
     """Serve the app; gives its address and the process."""
-    start = [sys.executable, "-P", "-c", "from tui.cli import main; main()", "tui", "--web"]
+    start = [sys.executable, "-P", "-c", "from tui.start import main; main()", "tui", "--web"]
     process = subprocess.Popen(
         [*start, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 
 import httpx
 import pytest
 
+from benchmarks.made.terminal import ROOT
 from benchmarks.servers.clients import until
 from benchmarks.servers.fake_engine import FakeEngine, running
 from traces.deployment.documents import PolicyFile
@@ -83,3 +85,23 @@ def test_serve_ends_what_runs_when_its_time_is_over_or_at_a_second_signal(
     assert recording.problems["error"].to_list() == ["server ended"]
     assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, 503)
     assert took < 20
+
+
+@pytest.mark.parametrize(
+    "module", ["typer", "tui.cli", "tui.verbs.show", "traces.recording.reader"]
+)
+def test_ctrl_c_while_python_still_imports_ends_without_a_traceback(module):
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["ttscope"]
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from {entry.replace(":", " import ")}
+main()
+"""
+    command = [sys.executable, "-c", code, "show", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "ttscope: interrupted\n")
