@@ -451,7 +451,8 @@ class Deployment:
         )
         gauges = page.filter(pl.col("name").is_in([RUNNING, WAITING, KV]))
         for key, name, value in gauges.select("engine", "name", "value").drop_nulls().iter_rows():
-            values_of[key][name] += value
+            had = values_of[key][name]
+            values_of[key][name] = max(had, value) if name == KV else had + value
         for key, each in values_of.items():
             # Of a cache that is not told it may be the cache that requests wait for.
             self._seen[key].take(each[RUNNING], each[WAITING], each.get(KV, 1.0))
@@ -509,6 +510,13 @@ class Deployment:
                 if reader.pages_cut:
                     what = f"up to {reader.left_out:,} lines of each of {reader.pages_cut:,} pages"
                     writer.event("drop", f"{replica.access.where}: {what} of /metrics")
+                if reader.odd_shares:
+                    what = (
+                        "of /metrics have a use of the KV cache outside 0 to 1, which is left out"
+                    )
+                    writer.event(
+                        "note", f"{replica.access.where}: {reader.odd_shares:,} lines {what}"
+                    )
 
     def _tell(self) -> None:
         """Have the recording, where there is one, name the engines and models."""

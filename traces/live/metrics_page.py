@@ -26,13 +26,14 @@ from traces.live.engine_names import (
     known_name,
     vllm_names,
 )
-from traces.live.numbers import MOST_SERIES, REPORTED, STARTED, STEP_TOKENS, USED
+from traces.live.numbers import KV, MOST_SERIES, REPORTED, STARTED, STEP_TOKENS, USED
 
 _COUNT = frozenset(USED)  # series from which an engine's numbers are computed
 _PROCESS = "process_start_time_seconds"
 # Each front end of a vLLM counts the steps in which it got a token, and their page adds these up.
 # It has no start of a process then (prometheus_client's multiprocess mode).
 _BY_FRONT_END = frozenset(f"{STEP_TOKENS}_{part}" for part in ("count", "sum", "bucket"))
+_SHARES = frozenset((KV, OLDER + KV))  # of a whole: from 0 to 1
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 LONGEST_LINE = 8192
@@ -59,10 +60,12 @@ class PageReader:
 
     `cache_config` and `engines`, the kinds of engines whose lines there are, are filled on the way.
     `left_out` is the most lines that were left out of one page, `pages_cut` counts such pages.
+    `odd_shares` counts lines that tell a share below 0 or above 1, which is no measurement.
     """
 
     left_out: int = 0
     pages_cut: int = 0
+    odd_shares: int = 0
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
     engines: set[str] = field(default_factory=set)
     _ever: set[str] = field(default_factory=set)  # engines
@@ -127,7 +130,11 @@ class PageReader:
                 value = float(line[cut:].split()[0])
             except (ValueError, IndexError):
                 continue
-            if 0.0 <= value <= MOST_VALUE:  # as all of vLLM's are
+            if named[0].name in _SHARES:
+                if 0.0 <= value <= 1.0:  # of one cache, however many models it serves
+                    values[named[0]] = max(values.get(named[0], 0.0), value)
+                self.odd_shares += value < 0.0 or value > 1.0
+            elif 0.0 <= value <= MOST_VALUE:  # as all of vLLM's are
                 for series in named:
                     values[series] = values.get(series, 0.0) + value
         self._known = seen

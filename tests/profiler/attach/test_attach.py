@@ -130,6 +130,16 @@ def test_a_limit_that_no_one_tells_is_the_one_that_was_seen(server, tmp_path, wa
     assert [f"is taken as {limit}." in each for each in notes] == [True] * (limit is not None)
 
 
+def test_a_use_of_the_cache_that_cannot_be_is_null_and_said(server, tmp_path):
+    server.gauges = {"vllm:num_requests_running": 4, "vllm:kv_cache_usage_perc": 500}
+    recording, _ = attach(server, folder=tmp_path / "r")
+    (engine,) = watched_engines(recording)
+    numbers = engine.numbers
+    assert (numbers.running, numbers.kv_share, numbers.kv_share_max) == (4, None, None)
+    notes = recording.frame("events").filter(kind="note")["detail"].to_list()
+    assert any("lines of /metrics have a use of the KV cache outside 0 to 1" in n for n in notes)
+
+
 NAMES = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total")
 BUCKETS = [("vllm:e2e_request_latency_seconds_bucket", le) for le in (0.5, 1.0, math.inf)]
 SERIES = [*(Series("0", name) for name in NAMES), *(Series("0", n, "", le) for n, le in BUCKETS)]

@@ -49,6 +49,16 @@ def test_numbers_that_vllm_never_tells_are_left_out():
     assert PageReader().read(page) == {Series("2", "vllm:x"): 7.0}
 
 
+@pytest.mark.parametrize("name", ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"])
+def test_a_share_is_from_0_to_1_and_that_of_one_cache_whatever_models_it_serves(name):
+    reader, cache = PageReader(), Series("0", "vllm:kv_cache_usage_perc")
+    told = "".join(f'{name}{{engine="0",model_name="m{at}"}} 0.{at}\n' for at in range(10))
+    assert reader.read(told) == {cache: 0.9} and not reader.odd_shares
+    odd = f'{name}{{engine="0",model_name="m"}} 500\n{name}{{engine="1"}} -1\n'
+    assert reader.read(odd) == {} and reader.odd_shares == 2
+    assert reader.read(odd + told) == {cache: 0.9}
+
+
 def test_a_page_of_too_many_engines_is_read_in_part():
     page = "".join(f'vllm:x{{engine="{number}"}} 1\n' for number in range(5_000))
     reader = PageReader()
