@@ -70,6 +70,7 @@ class Incoming:
         self._learned: set[tuple[str, int]] = set()  # plugins' engines with a known configuration
         self._replaced: dict[tuple[str, int], str] = {}  # engines of plugins before a restart
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
+        self._ahead_spans = self._spans_ahead_ns = 0  # that ended after they came, and how much
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
         # Engines by rank. A replica of Ray is on the page, and so known, after its first request.
@@ -290,6 +291,10 @@ class Incoming:
             before = self._groups.before
         if before:
             yield None, "before", _before(before, "spans")
+        if self._ahead_spans:
+            seconds = self._spans_ahead_ns / 1e9
+            note = f"{self._ahead_spans:,} spans ended up to {seconds:,.1f} s after they came"
+            yield None, "note", f"{note}: the clock of their sender is ahead. They have its times"
         receiver = self._receiver
         if not receiver.received and not receiver.heard:
             yield None, SILENT, self._why_silent()
@@ -424,9 +429,13 @@ class Incoming:
         keys = list(self._deployment.engines)
         with self._settling:  # the writer's thread goes on while the last ones are written
             self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
+            now = now_ns()
             for span in self._receiver.take_spans():
                 if span.trace_id not in self._own_traces:
                     self._groups.add(span)
+                    if span.end - now > _TOLD_CLOCK_S * 1e9:
+                        self._ahead_spans += 1
+                        self._spans_ahead_ns = max(self._spans_ahead_ns, span.end - now)
             return self._groups.drain(everything=everything)
 
     def _take_spans(self) -> list[Row]:

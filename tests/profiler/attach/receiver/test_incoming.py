@@ -381,6 +381,20 @@ def test_problems_that_ended_before_the_recording_are_counted_and_left_out(recei
     assert told_before(recording) == ["5 spans that ended before the recording began were left out"]
 
 
+@pytest.mark.parametrize(("ahead_s", "count"), [(7200, 2), (0, 0)])
+def test_spans_of_a_clock_that_is_ahead_are_counted_and_kept(receiver, tmp_path, ahead_s, count):
+    def send(_):
+        start = (time.time_ns() - T0) / 1e9 - 1.5 + ahead_s  # of 2 s
+        spans = [span(n, trace="aa", start=start) for n in (1, 2)]
+        receiver.put_spans(read_json(json.dumps(request(*spans)).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.samples.height == 2
+    notes = recording.frame("events").filter(kind="note")["detail"].to_list()
+    said = [each for each in notes if "the clock of their sender is ahead" in each]
+    assert len(said) == (count > 0) and all(f"{count} spans ended up to 7,20" in s for s in said)
+
+
 @pytest.mark.parametrize(
     ("told", "lost"),
     [
