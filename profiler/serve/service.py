@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -60,6 +61,7 @@ _WAIT_S = 10.0  # until a streamed answer begins with comments that keep the con
 _MOST_CONNECTIONS = 1_024
 _MOST_HELD_BYTES = 64 << 20  # of all bodies that come or are answered
 _IDLE_S = 75.0
+_AT_ONCE = 64  # events of a streamed answer that are written at once
 _HOP = {
     *("connection", "keep-alive", "transfer-encoding", "content-length", "host", "te", "trailer"),
     *("upgrade", "proxy-authorization", "cookie", "expect", "http2-settings"),
@@ -402,13 +404,15 @@ class Service:
         if answer is None:
             if not response.prepared:
                 return self._refused(waiting)
-            body = b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n"
+            events = iter((b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n",))
         else:
-            body = b"".join(streamed_answer(question, answer))
+            events = streamed_answer(question, answer)
         try:
             async with asyncio.timeout(BODY_S):
                 await response.prepare(request)
-                await response.write(body)
+                while some := b"".join(islice(events, _AT_ONCE)):  # others have the loop between
+                    await response.write(some)
+                    await asyncio.sleep(0)
                 await response.write_eof()
         except TimeoutError:  # it does not read
             raise ConnectionResetError from None

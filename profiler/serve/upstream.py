@@ -17,6 +17,7 @@ from profiler.engines.server.stream import BadAnswer
 from profiler.serve.question import NO_SEED, ServedQuestion
 
 _REFUSAL_S = 10.0
+_PIECE = 16 << 10  # bytes of an answer that are read at a time
 _MOST_CONNECTIONS = 16_384
 _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
 _JSON = "application/json"
@@ -39,6 +40,7 @@ class Upstream(ServerEngine):
 
     async def open(self, timeout_s: float) -> None:
         self._asyncio, self._timeout_s = asyncio.get_running_loop(), timeout_s
+        self._turn = asyncio.Lock()
         self.session = session(
             timeout_s, connections=connections_of(_MOST_CONNECTIONS, 0.4), idle_s=IDLE_S
         )
@@ -90,7 +92,10 @@ class Upstream(ServerEngine):
                 raise Refused(response.status)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise BadAnswer("a compressed answer")
-            while piece := await response.content.readany():
+            while piece := await response.content.read(_PIECE):
+                if len(piece) == _PIECE:  # more waits: one such piece in a round of the loop
+                    async with self._turn:
+                        await asyncio.sleep(0)
                 yield piece
 
     def _was_told(self, request: SampleRequest, status: int, body: bytes) -> None:

@@ -605,11 +605,15 @@ class Events:
 
     def __init__(self) -> None:
         self.done = False
-        self._rest = b""
+        self._rest = bytearray()
 
     def of(self, piece: bytes) -> Iterator[dict[str, Any]]:
         """Give the events that a piece completes. Raises BadAnswer for what is none."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._rest += piece
+        lines = []
+        if b"\n" in piece:  # else a long line would be copied for each of its pieces
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
         for line in lines:
             name, _, told = line.partition(b":")
             if self.done or name.removeprefix(codecs.BOM_UTF8) != b"data":  # a stream may have one

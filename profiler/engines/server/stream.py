@@ -139,8 +139,10 @@ class Stream:
             self._close_thought(now)  # a thought without a token, or a mark that is not sent
         if content:
             self.text.append(content)
-            if self.think_end is None and THINK_END in "".join(self.text[-8:]):
-                self.think_end = now
+            if self.think_end is None:
+                before = [each[-len(THINK_END) :] for each in self.text[-8:-1]]
+                if THINK_END in "".join([*before, content]):
+                    self.think_end = now
 
     def _think(self, reasoning: str) -> None:
         self.parsed = True

@@ -1,11 +1,13 @@
 """The endpoint beside clients and engines that mean it harm, and its key."""
 
+import asyncio
 import gzip
 import json
 import socket
 import time
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 
 import httpx
 import msgspec
@@ -14,8 +16,10 @@ from aiohttp import web
 
 from benchmarks.servers.fake_engine import running
 from benchmarks.servers.hostile_server import hostile
+from profiler.engines.interface import SampleRequest
 from profiler.serve import service
 from profiler.serve.question import read_question
+from profiler.serve.upstream import Upstream
 from tests.profiler.serve.conftest import serving
 from traces.recording.reader import Recording
 
@@ -216,6 +220,56 @@ def test_the_samples_of_a_question_share_its_bytes():
     assert b"".join(cut).count(b'"stop"') == 1
     plain = read_question({"prompt": "p"}, chat=False, most_n=1)
     assert msgspec.json.decode(b"".join(plain.encoded({"n": 1}, False))) == {"n": 1}
+
+
+def test_long_answers_of_the_engine_take_turns_on_the_loop(upstream):
+    """A round of the loop takes one full piece, however many answers have some that wait."""
+    held = read_question({"prompt": "p"}, chat=False, most_n=1)
+    rounds = taken = 0
+
+    async def read_all(made, number):
+        nonlocal taken
+        made.questions[f"r{number}"] = held
+        drawn = {"chat": False, "temperature": 1.0, "top_p": 1.0, "max_tokens": 1}
+        request = SampleRequest(request_id=f"r{number}.0", prompt="p", **drawn)
+        async for _ in made._pieces(request):
+            taken += 1
+
+    async def run():
+        nonlocal rounds
+        made = Upstream(upstream)
+        await made.open(60.0)
+        await made.session.close()
+        made.session = SimpleNamespace(post=lambda *_, **__: _Answer(10))
+        reading = asyncio.gather(*(read_all(made, number) for number in range(8)))
+        while not reading.done():
+            rounds += 1
+            before = taken
+            await asyncio.sleep(0)
+            assert taken - before <= 1
+        await reading
+
+    asyncio.run(run())
+    assert taken == 80 <= rounds
+
+
+class _Answer:
+    """An answer of which so many full pieces are there."""
+
+    status, headers = 200, {}
+
+    def __init__(self, pieces):
+        self.content, self.left = self, pieces
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def read(self, most):
+        self.left -= 1
+        return b"x" * most if self.left >= 0 else b""
 
 
 @pytest.mark.parametrize("kind", ["continue", "drip", "long line"])
