@@ -17,6 +17,11 @@ def clean(text: str) -> str:
     return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def clean_lines(text: str) -> str:
+    """Return lines so, with their ends and tabs as they are."""
+    return COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else clean(found[0]), text)
+
+
 def quoted(value: object) -> str:
     """Return a text as a word of a command."""
     return shlex.quote(clean(str(value)))

@@ -8,7 +8,7 @@ from advisor.advice.command import serve_command
 from advisor.evidence.unrecorded import recording_of
 from tests.traces.synthetic import engine_config
 from traces.deployment.reports import _cell, _code, _plain
-from traces.plain_text import COMMANDS, clean, flag_word, name_word, quoted
+from traces.plain_text import COMMANDS, clean, clean_lines, flag_word, name_word, quoted
 from tui.text.commands import next_lines
 
 EVIL = "-x\x1b]0;owned\x07\u202egpj\n$(touch y)\x00"
@@ -17,6 +17,10 @@ EVIL = "-x\x1b]0;owned\x07\u202egpj\n$(touch y)\x00"
 @pytest.mark.parametrize("written", [clean, quoted, name_word, _plain, _cell, _code])
 def test_no_medium_has_what_commands_it(written):
     assert not COMMANDS.search(written(EVIL).replace("\n", ""))
+
+
+def test_lines_keep_their_ends_and_tabs():
+    assert clean_lines("a\tb\n\x1bc\r\n") == "a\tb\n\\x1bc\\r\n"
 
 
 def test_a_name_in_a_command_is_neither_an_option_nor_a_command():

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import rich.text
+import textual.content
 from rich.segment import Segment
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
@@ -23,7 +25,7 @@ from textual.screen import Screen
 from textual.worker import WorkerCancelled
 
 from traces.errors import UsageError
-from traces.plain_text import COMMANDS
+from traces.plain_text import COMMANDS, clean_lines
 from tui.app.keys import read_keys
 from tui.app.themes import DARK, LIGHT, ThemedStylesheet
 from tui.screens.advice.screen import AdviceScreen
@@ -46,10 +48,16 @@ ROUNDS, MOST_ROUNDS = 100, 300  # that a key waits for, later ones of 5 ms: some
 MARKS = [("-", "Not measured."), ("*", "Outside what was measured.")]
 
 
+# Rich and Textual leave some of `COMMANDS` out of each text. The app shows them as verbs do.
+rich.text.strip_control_codes = clean_lines  # type: ignore[assignment, attr-defined]
+textual.content._strip_control_codes = clean_lines  # type: ignore[assignment]
+
+
 class CleanLines(LineFilter):
     """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by.
 
-    It does so behind other filters: each by itself would make a line anew.
+    It is for what was drawn as no text, and does so behind other filters: each by itself would make
+    a line anew.
     """
 
     def __init__(self, before: Sequence[LineFilter] = ()) -> None:
