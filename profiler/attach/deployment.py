@@ -35,6 +35,7 @@ from traces.live.engine_names import (
     engine_of,
     is_on_ray,
 )
+from traces.live.metrics_page import MOST_ENGINES
 from traces.live.numbers import (
     ACCEPTED_AT,
     DRAFTED,
@@ -52,6 +53,7 @@ from traces.live.verdict import TAKEN, SeenLimit
 from traces.recording.tables import SCRAPES, SILENT
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EXPERTS, UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
+from traces.schema.formats import counted
 from traces.summary.comparison import BLOCKS_DIFFER
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
@@ -272,6 +274,9 @@ class Deployment:
             raise EngineError(
                 f"{access.where}: /metrics has nothing of an engine: name {ENGINES_PAGE}"
             )
+        if scraper.reader.engines_cut:
+            what = f"/metrics names {scraper.reader.engines_cut:,} engines too many"
+            self.say(f"{access.where}: {what}. The first {MOST_ENGINES} are watched")
         if metrics_needed and page is not None and scraper.meets_others(page):
             raise EngineError(f"{access.where}: {SEVERAL}. Name {EACH}")
         config, facts = self._describe(access, scraper, page)
@@ -509,7 +514,9 @@ class Deployment:
                 reader = replica.scraper.reader
                 if reader.pages_cut:
                     what = f"up to {reader.left_out:,} lines of each of {reader.pages_cut:,} pages"
-                    writer.event("drop", f"{replica.access.where}: {what} of /metrics")
+                    cut = reader.engines_cut
+                    of = f", those of {counted(cut, 'engine')} too many included" if cut else ""
+                    writer.event("drop", f"{replica.access.where}: {what} of /metrics{of}")
                 if reader.odd_shares:
                     what = (
                         "of /metrics have a use of the KV cache outside 0 to 1, which is left out"

@@ -37,7 +37,7 @@ _SHARES = frozenset((KV, OLDER + KV))  # of a whole: from 0 to 1
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 LONGEST_LINE = 8192
-MOST_ENGINES = 256  # of a page; the lines of more are counted and left out, as of more series
+MOST_ENGINES = 128  # of a page; more would take longer to sum up than the second between polls
 MOST_EVER = 1024  # engines of all pages of a server, where replicas come and go
 MOST_VALUE = 1e30
 
@@ -60,11 +60,13 @@ class PageReader:
 
     `cache_config` and `engines`, the kinds of engines whose lines there are, are filled on the way.
     `left_out` is the most lines that were left out of one page, `pages_cut` counts such pages.
+    `engines_cut` is the most engines beyond `MOST_ENGINES` of one page, whose lines are among them.
     `odd_shares` counts lines that tell a share below 0 or above 1, which is no measurement.
     """
 
     left_out: int = 0
     pages_cut: int = 0
+    engines_cut: int = 0
     odd_shares: int = 0
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
     engines: set[str] = field(default_factory=set)
@@ -106,6 +108,7 @@ class PageReader:
         values: dict[Series, float] = {}
         seen: dict[str, tuple[Series, ...]] = {}
         engines: set[str] = set()
+        beyond: set[str] = set()
         lines = left_out = 0
         for line in page.splitlines():
             if not line or line[0] == "#":
@@ -125,6 +128,7 @@ class PageReader:
             engine = named[0].engine
             if engine and engine not in engines and not self._takes(engine, engines):
                 left_out += 1
+                beyond.add(engine)
                 continue
             try:
                 value = float(line[cut:].split()[0])
@@ -138,6 +142,7 @@ class PageReader:
                 for series in named:
                     values[series] = values.get(series, 0.0) + value
         self._known = seen
+        self.engines_cut = max(self.engines_cut, len(beyond))
         engines.add("")
         self._ranks = {each: rank for each, rank in self._ranks.items() if each in engines}
         if not lines:

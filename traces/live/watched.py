@@ -116,8 +116,9 @@ def runs_and_servers(
 def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:
     """Return the engines whose /metrics a recording holds; `runs` give times of single requests."""
     windows = windows_of(recording)
+    beside = _Beside(recording.frame("events"), recording.frame("kernels"), profiled(recording))
     return [
-        _watched(recording, key, engine, windows[key], runs)
+        _watched(recording, key, engine, windows[key], runs, beside)
         for key, engine in recording.manifest.engines.items()
         if key in windows
     ]
@@ -229,23 +230,33 @@ def _read_ahead(found: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
             yield rows
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What all engines of a recording share, read once: a page may name hundreds of them."""
+
+    events: pl.DataFrame
+    kernels: pl.DataFrame
+    profiled: Mapping[str, list[tuple[int, int]]]
+
+
 def _watched(
     recording: Recording,
     key: str,
     engine: EngineConfig,
     window: Window | None,
     runs: Sequence[Run],
+    beside: _Beside,
 ) -> Watched:
-    events = recording.frame("events")
+    events = beside.events
     steps, columns = begin_again(recording, lambda: _steps(recording, key))
-    kernels = recording.frame("kernels").filter(pl.col("engine") == key)
+    kernels = beside.kernels.filter(pl.col("engine") == key)
     numbers = None if window is None else numbers_in(window, key)
     mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
     loss_events = mine.filter(pl.col("kind").is_in([SILENT, "drop", "killed"]))
     counts = dict(mine.group_by("kind").len().iter_rows())
     is_vllm = software_of(engine) == VLLM
     cancelled = cancelled_told(window) if is_vllm and window is not None else None
-    stood = _stood(profiled(recording).get(key, ()), window)
+    stood = _stood(beside.profiled.get(key, ()), window)
     requests = _requests([run for run in runs if run.engine == engine])
     evidence = LiveEvidence(
         numbers=numbers,

@@ -140,6 +140,18 @@ def test_a_use_of_the_cache_that_cannot_be_is_null_and_said(server, tmp_path):
     assert any("lines of /metrics have a use of the KV cache outside 0 to 1" in n for n in notes)
 
 
+def test_a_page_of_too_many_engines_is_watched_in_part_and_that_is_said(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("traces.live.metrics_page.MOST_ENGINES", 4)
+    server.engines, said = tuple(map(str, range(6))), []
+    recording, _ = attach(server, folder=tmp_path / "r", say=said.append)
+    assert len(watched_engines(recording)) == 4
+    assert any("/metrics names 2 engines too many" in line for line in said)
+    (lost,) = recording.frame("events").filter(kind="drop")["detail"]
+    assert lost.endswith("those of 2 engines too many included")
+
+
 NAMES = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total")
 BUCKETS = [("vllm:e2e_request_latency_seconds_bucket", le) for le in (0.5, 1.0, math.inf)]
 SERIES = [*(Series("0", name) for name in NAMES), *(Series("0", n, "", le) for n, le in BUCKETS)]

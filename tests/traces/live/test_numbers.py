@@ -64,6 +64,7 @@ def test_a_page_of_too_many_engines_is_read_in_part():
     reader = PageReader()
     assert len(reader.read(page)) == len(reader.read(page)) == MOST_ENGINES
     assert (reader.left_out, reader.pages_cut) == (5_000 - MOST_ENGINES, 2)
+    assert reader.engines_cut == 5_000 - MOST_ENGINES
     for other in range(2, 9):  # replicas come and go, but not for ever
         page = "".join(f'vllm:x{{engine="{other}n{number}"}} 1\n' for number in range(MOST_ENGINES))
         room = other * MOST_ENGINES <= MOST_EVER
