@@ -273,7 +273,7 @@ def demands(facts: ModelFacts, engine: EngineConfig) -> dict[str, Features[float
     kv_bytes, flops = read.get(None, (0.0, 0.0))
     window_bytes, window_flops = read.get(round(reads.window), (0.0, 0.0))
     if not read:  # as of older recordings: every layer reads all
-        kv_bytes, flops = facts.kv_bytes_per_token, facts.attention_flops(1)
+        kv_bytes, flops = facts.kv_bytes_per_token, facts.flops_by_end()[None]
     states = float(facts.state_bytes() or 0)
     asked = {
         f"launch tp{tp}": ZERO._replace(step=1.0),

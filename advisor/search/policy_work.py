@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.accuracy.models.published import CurveAccuracy
@@ -265,7 +264,7 @@ class PolicyWork:
                     kind.facts,
                     drafting,
                 )
-                for problem, decode in zip(problems, self._decodes(pool), strict=True)
+                for problem, decode in zip(problems, self._decodes(kind), strict=True)
             ]
             tokens, flops = np.array(pairs).T
             return tokens, flops
@@ -273,10 +272,11 @@ class PolicyWork:
         name = ("exact", pool.key, n, kind.facts, kind.engine.speculative, size)
         return self._once(name, by_problem)
 
-    def _decodes(self, pool: Pool) -> list[Floats]:
+    def _decodes(self, kind: CandidateKind) -> list[Floats]:
         """Return [problems] what each recorded sample takes (`_decodes`)."""
-        name = ("decodes", pool.key)
-        return self._once(name, lambda: [_decodes(each) for each in self._problems(pool)])
+        pool, facts = kind.pool, kind.facts
+        name = ("decodes", pool.key, facts)
+        return self._once(name, lambda: [_decodes(each, facts) for each in self._problems(pool)])
 
     def exact_spreads(
         self, kind: CandidateKind, members: Ints | None = None
@@ -297,18 +297,13 @@ class PolicyWork:
         return self._once(name, lambda: self._exact_spreads(kind, every))
 
     def _exact_spreads(self, kind: CandidateKind, members: Ints) -> dict[str, tuple[float, float]]:
-        decodes, n = self._decodes(kind.pool), kind.policy.n
+        decodes, n = self._decodes(kind), kind.policy.n
         each = [decodes[place] for place in members.tolist()]
         tokens, flops = (values[members] for values in self.tokens_and_flops(kind))
-        found = {"tokens": exact_half_width(float(tokens.mean()), [own[3] for own in each], n)}
+        found = {"tokens": exact_half_width(float(tokens.mean()), [own[2] for own in each], n)}
         drafting = self.drafting(kind)
         if kind.facts is not None and np.isfinite(drafting):
-            of_sample = [
-                kind.facts.matmul_flops(1.0) * own[0]
-                + kind.facts.attention_flops(1.0) * own[1]
-                + drafting * own[2]
-                for own in each
-            ]
+            of_sample = [own[0] + drafting * own[1] for own in each]
             found["flops"] = exact_half_width(float(flops.mean()), of_sample, n)
         share, _ = self.of_draws(kind.pool, kind.policy)
         return {name: (half, of_other_draws(half, share)) for name, half in found.items()}
@@ -316,10 +311,9 @@ class PolicyWork:
     def drafting(self, kind: CandidateKind) -> float:
         """Return the FLOPs of drafting a token, infinite where those of a token are not known.
 
-        So it is with a model without facts, one that drafts or not, and where layers read less than
-        the context or keep a state, which is not counted here.
+        So it is with a model without facts, one that drafts or not.
         """
-        if kind.facts is None or not kind.facts.is_linear(kind.engine.max_model_len):
+        if kind.facts is None or not kind.facts.counts_flops(kind.engine.max_model_len):
             return np.inf
         setting = kind.engine.speculative
         if setting is None or setting.method in LOOKUPS:
@@ -343,7 +337,8 @@ class PolicyWork:
         if kind.facts is None or np.isinf(drafting):
             return right, tokens, np.full_like(tokens, np.inf)
         flops = kind.facts.matmul_flops(totals.tokens)
-        flops += kind.facts.attention_flops(totals.query_context)
+        flops += kind.facts.state_flops() * totals.tokens
+        flops += kind.facts.attention_flops(totals.query_context, totals.window_context)
         not_drafted = (
             totals.requests - totals.prefill_requests
         )  # of the steps that verify, not drafted
@@ -400,38 +395,28 @@ def _work(
     prompt = load.prompt_tokens
     first = min(load.cached_tokens, prompt - 1) if block_size else 0
     shared = max(first, (prompt - 1) // block_size * block_size) if block_size else 0
-    tokens, query = 0.0, 0.0
-    for start, times in ((first, 1), (shared, n - 1)):
-        tokens += (prompt - start) * times
-        query += (prompt * (prompt + 1) / 2 - start * (start + 1) / 2) * times
-    forwarded, context, drafted, generated = (decodes * n).tolist()
-    if facts is None:
+    starts, times = np.array([first, shared]), np.array([1, n - 1])
+    flops, drafted, generated = (decodes * n).tolist()
+    if facts is None or facts.active_parameters is None:
         return generated, np.inf
-    flops = facts.matmul_flops(tokens + forwarded) + facts.attention_flops(query + context)
+    flops += float((times * facts.forward_flops(starts, prompt - starts)).sum())
     if drafting:
-        flops += drafting * (tokens + drafted)
+        flops += drafting * (float((times * (prompt - starts)).sum()) + drafted)
     return generated, flops
 
 
-def _decodes(load: RecordedProblem) -> Floats:
-    """Return [4, samples] what each takes: `_drafted`, and the tokens that it generates."""
+def _decodes(load: RecordedProblem, facts: ModelFacts | None) -> Floats:
+    """Return [3, samples] FLOPs after the prompt, tokens drafted, and tokens generated."""
     prompt = load.prompt_tokens
     tokens = np.array([sample.output_tokens for sample in load.samples], dtype=float)
-    count = tokens - 1
-    demands = np.array(
-        [count, count * prompt + count * (count + 1) / 2, np.zeros(len(count)), tokens]
-    )
+    demands = np.array([np.full(len(tokens), np.nan), np.zeros(len(tokens)), tokens])
+    if facts is None or facts.active_parameters is None:
+        return demands
+    demands[0] = facts.forward_flops(prompt, tokens - 1)
     for place, sample in enumerate(load.samples):
         if sample.scheduled is not None and sample.advance is not None:
-            demands[:3, place] = _drafted(sample.scheduled, sample.advance, prompt)
+            scheduled, kept = sample.scheduled.astype(float), sample.advance.astype(float)
+            before = prompt + np.cumsum(kept) - kept
+            demands[0, place] = facts.forward_flops(before, scheduled).sum()
+            demands[1, place] = (scheduled - 1).sum()
     return demands
-
-
-def _drafted(
-    scheduled: npt.NDArray[np.integer], advance: npt.NDArray[np.integer], prompt: int
-) -> tuple[float, float, float]:
-    """Return tokens forwarded after the prompt, the context they attend to, tokens drafted."""
-    scheduled, kept = scheduled.astype(np.int64), advance.astype(np.int64)
-    before = prompt + np.cumsum(kept) - kept
-    context = scheduled * before + scheduled * (scheduled + 1) / 2
-    return float(scheduled.sum()), float(context.sum()), float((scheduled - 1).sum())

@@ -1010,13 +1010,11 @@ class Replays:
     @cached_property
     def _counts_flops(self) -> bool:
         facts = self.facts.get(self.engine.model)
-        return facts is not None and facts.is_linear(self.engine.max_model_len)
+        return facts is not None and facts.counts_flops(self.engine.max_model_len)
 
     def _forwarded(self, tokens: npt.NDArray[np.floating]) -> Floats:
         """Return the FLOPs of forwarding so many tokens, from the first on."""
-        facts = self.facts[self.engine.model]
-        read = tokens * (tokens + 1) / 2
-        return np.asarray(facts.matmul_flops(1) * tokens + facts.attention_flops(1) * read)
+        return self.facts[self.engine.model].forward_flops(0.0, tokens)
 
     def _flops_of_samples(self, run: Replayed) -> Floats:
         """Return the FLOPs of each sample of a run, without what was cached."""

@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from traces.errors import UsageError
 from traces.schema.formats import counted
 from traces.schema.layers import Attention, Layers, Matrix
 from traces.schema.record import Amount, Count, Few, Many, Record, Some
 from traces.schema.tts.policy import Policy
+from traces.schema.window import read_until
 
 SCHEMA_VERSION = 1
 
@@ -350,17 +354,54 @@ class ModelFacts(Record):
             raise ValueError(f"{self.name}: its active parameters are not known")
         return 2.0 * self.active_parameters * tokens
 
-    def attention_flops(self, query_context: float) -> float:
-        """FLOPs of attention, `query_context` being the sum over tokens of the context read.
+    def counts_flops(self, max_model_len: int | None) -> bool:
+        """Whether FLOPs are known: of the weights, and of what the layers read and keep."""
+        known = self.layers is not None and "cross_attention" not in (self.attention or ())
+        return self.active_parameters is not None and (known or self.reads_all(max_model_len))
+
+    def forward_flops(
+        self, before: npt.ArrayLike, tokens: npt.ArrayLike
+    ) -> npt.NDArray[np.float64]:
+        """FLOPs of forwarding tokens that follow `before` tokens of their request [any shape].
+
+        Weights take 2 x active parameters a token, states what each token changes (`State.flops`),
+        and attention what `flops_by_end` has for each token that one reads, itself included.
+        Raises ValueError where the active parameters are not known.
+        """
+        first, count = np.asarray(before, dtype=float), np.asarray(tokens, dtype=float)
+        found = (self.matmul_flops(1.0) + self.state_flops()) * count
+        for end, flops in self.flops_by_end().items():
+            read = read_until(first + count, end, self.chunked)
+            found = found + flops * (read - read_until(first, end, self.chunked))
+        return np.asarray(found, dtype=np.float64)
+
+    def state_flops(self) -> float:
+        """FLOPs of a token in the states of all layers."""
+        return sum(g.count * g.state.flops for g in self.layers or () if g.state is not None)
+
+    def flops_by_end(self) -> dict[int | None, float]:
+        """Return the FLOPs of attention for a token of context, by where layers end to read.
 
         QK^T and AV are 2 x heads x head_dim multiply-adds each per token of context and layer
-        (`Attention.flops_per_entry`), of layers that read all of it.
+        (`Attention.flops_per_entry`), and an index scores every key. Those that end nowhere are
+        under None.
         """
         if self.layers is None:
             width = self.num_attention_heads * self.head_dim
-            return 4.0 * self.num_hidden_layers * width * query_context
-        each = sum(g.count * g.attention.flops_per_entry for g in self.layers if g.attention)
-        return float(each) * query_context
+            return {None: 4.0 * self.num_hidden_layers * width}
+        by_end: dict[int | None, float] = {None: 0.0}
+        for count, each in ((g.count, g.attention) for g in self.layers if g.attention):
+            scores = each.index_reads(1.0) * 2.0 * (each.index_heads or 0) * (each.index_dim or 0)
+            terms = [(slope * each.flops_per_entry, end) for slope, end in each.terms]
+            for flops, end in [(scores, None), *terms]:
+                by_end[end] = by_end.get(end, 0.0) + count * flops
+        return by_end
+
+    def attention_flops(self, query_context: float, window_context: float = 0.0) -> float:
+        """FLOPs of attention, by the sums over tokens of the context, and of that in the window."""
+        by_end = self.flops_by_end()
+        whole = by_end.pop(None)
+        return whole * query_context + sum(by_end.values()) * window_context
 
     def kv_bytes(self, context: float) -> float | None:
         """Bytes of the cache that a request of so many tokens occupies, without its states."""
@@ -376,19 +417,16 @@ class ModelFacts(Record):
         Layers read so much for every token of a context up to the key, those of None of all. Empty
         where `layers` or the cache's dtype is not known.
         """
-        by_end: dict[int | None, tuple[float, float]] = {}
         if self.layers is None or self.kv_value_bytes is None:
-            return by_end
+            return {}
+        read: dict[int | None, float] = {}
         for count, each in ((g.count, g.attention) for g in self.layers if g.attention):
-            index = each.index_reads(1.0) * count
-            keys = index * each.index_bytes(self.kv_value_bytes)
-            scores = index * 2.0 * (each.index_heads or 0) * (each.index_dim or 0)
+            keys = each.index_reads(1.0) * each.index_bytes(self.kv_value_bytes)
             size = each.values * self.kv_value_bytes
-            terms = [(slope * size, slope * each.flops_per_entry, end) for slope, end in each.terms]
-            for read, flops, end in [(keys / count, scores / count, None), *terms]:
-                before = by_end.get(end, (0.0, 0.0))
-                by_end[end] = (before[0] + count * read, before[1] + count * flops)
-        return by_end
+            for amount, end in [(keys, None), *((slope * size, end) for slope, end in each.terms)]:
+                read[end] = read.get(end, 0.0) + count * amount
+        flops = self.flops_by_end()
+        return {end: (amount, flops[end]) for end, amount in read.items()}
 
     @property
     def window(self) -> int:

@@ -1,9 +1,12 @@
 """How much of a context layers with a sliding window, or with chunks, read.
 
-The replay compiles both functions. A window of 0 is none.
+The replay compiles `in_window` and `window_context`. A window of 0 is none there.
 """
 
 from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
 
 
 def in_window(context: float, window: float, chunked: bool) -> float:
@@ -27,3 +30,17 @@ def window_context(before: float, tokens: float, window: float, chunked: bool) -
         return full_chunks + (high_rest * (high_rest + 1.0) - low_rest * (low_rest + 1.0)) / 2.0
     low, high = min(before, window), min(after, window)
     return (high * (high + 1.0) - low * (low + 1.0)) / 2.0 + window * (tokens - (high - low))
+
+
+def read_until(
+    context: npt.NDArray[np.float64], end: int | None, chunked: bool
+) -> npt.NDArray[np.float64]:
+    """Return what tokens read of the contexts 1 .. `context`, in all, in a window or all of it."""
+    if end is None:
+        return context * (context + 1.0) / 2.0
+    if chunked:
+        chunks = context // end
+        rest = context - chunks * end
+        return chunks * end * (end + 1.0) / 2.0 + rest * (rest + 1.0) / 2.0
+    near: npt.NDArray[np.float64] = np.minimum(context, end)
+    return near * (near + 1.0) / 2.0 + end * (context - near)

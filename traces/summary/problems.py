@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from traces.recording.reader import Recording
 from traces.recording.tables import STEP_INTERVAL
 from traces.recording.window_cost import WindowCost, window_cost
-from traces.schema.engine import ModelFacts
 from traces.statistics import Floats
 from traces.summary.prefix_hits import with_hits
 
@@ -184,8 +183,8 @@ def problem_rows(
     cached = pl.col("cached_tokens")
     if manifest.engines[engine].enable_prefix_caching is False:
         cached = cached.fill_null(0)
-    flops = _flops_column(recording, samples)
-    work = samples.with_columns(cached.alias("cached_tokens"), flops=flops)
+    work = samples.with_columns(cached.alias("cached_tokens"))
+    work = work.with_columns(_flops_of(recording, work))
     work = work.with_columns(
         flops=pl.when(never_ran())
         .then(0.0)
@@ -261,35 +260,32 @@ def _without_cost(rows: pl.DataFrame, cost: WindowCost) -> pl.DataFrame:
     return with_cost.with_columns(as_measured=nothing_left)
 
 
-def _flops_column(recording: Recording, samples: pl.DataFrame) -> pl.Expr:
+def _flops_of(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     """Return FLOPs of each of `samples` by its engine's model; null when its facts are not kept.
 
-    Null too where they do not tell the active parameters, or attention reads less than the context;
-    and with speculation: what was drafted and rejected is work, and no sample's row has it.
-    """
-    column = pl.lit(None, dtype=pl.Float64)
-    used = set(samples["engine"])  # a manifest can name thousands
-    for key, engine in recording.manifest.engines.items():
-        facts = recording.manifest.models.get(engine.model) if key in used else None
-        if facts is None or facts.active_parameters is None or engine.speculative is not None:
-            continue
-        if facts.is_linear(engine.max_model_len):
-            column = pl.when(pl.col("engine") == key).then(sample_flops(facts)).otherwise(column)
-    return column
-
-
-def sample_flops(facts: ModelFacts) -> pl.Expr:
-    """Return FLOPs of a sample: weights for every forwarded token, attention for its context.
+    Null too where they do not tell the active parameters or what the layers read, and with
+    speculation: what was drafted and rejected is work, and no sample's row has it.
 
     With prompt P of which C came from the cache and T generated tokens, the positions C+1 .. P+T-1
-    are forwarded (the last token is never fed back), each reading as much context as its position:
-    sum = L(L+1)/2 - C(C+1)/2 with L = P+T-1.
+    are forwarded (the last token is never fed back), each reading the context up to itself.
     """
-    fed_back = (pl.col("output_tokens") - 1).clip(lower_bound=0)
-    last = (pl.col("prompt_tokens") + fed_back).cast(pl.Float64)
-    cached = pl.col("cached_tokens").cast(pl.Float64)
-    context = last * (last + 1) / 2 - cached * (cached + 1) / 2
-    return facts.matmul_flops(1.0) * (last - cached) + facts.attention_flops(1.0) * context
+    floats = (
+        samples[name].cast(pl.Float64).to_numpy()
+        for name in ("prompt_tokens", "output_tokens", "cached_tokens")
+    )
+    prompt, output, cached = floats
+    flops = np.full(len(samples), np.nan)
+    engines = samples["engine"]
+    for key in engines.unique().drop_nulls().to_list():  # a manifest can name thousands
+        engine = recording.manifest.engines[key]
+        facts = recording.manifest.models.get(engine.model)
+        if facts is None or engine.speculative is not None:
+            continue
+        if facts.counts_flops(engine.max_model_len):
+            own = (engines == key).fill_null(value=False).to_numpy()
+            last = prompt[own] + np.maximum(output[own] - 1, 0)
+            flops[own] = facts.forward_flops(cached[own], last - cached[own])
+    return pl.Series("flops", flops, nan_to_null=True)
 
 
 # Problems that a timeout or an error cut off, and samples that gave no answer.

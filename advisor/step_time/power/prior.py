@@ -147,11 +147,8 @@ class BusyBoard:
         prompt, context = self.lengths.prompt, self.lengths.context
         moved = self._bytes(batches * self.tokens, batches * context)
         moved += prompts * self._bytes(np.full(1, prompt), np.full(1, prompt))
-        forwarded = batches * self.tokens + prompts * prompt
-        flops = self.facts.matmul_flops(1) * forwarded
-        flops += self.facts.attention_flops(1) * (
-            batches * self.tokens * context + prompts * prompt**2 / 2
-        )
+        flops = batches * self.tokens * self.facts.forward_flops(context - 1, 1)
+        flops += prompts * self.facts.forward_flops(0.0, prompt)
         each = self.devices * seconds
         return moved / each / self.bandwidth, flops / each / self.peak
 

@@ -222,7 +222,11 @@ def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):
     assert "Runs of small models with such layers on a CPU have checked the replay" in notes
     assert "the KV cache has blocks of several kinds" in notes
     assert "inferred" not in notes
-    assert found.predicted.flops_per_problem is None  # windows are in no count of FLOPs
+    flops = found.predicted.flops_per_problem
+    assert flops.low < real.flops_per_problem.value < flops.high
+    whole = dataclasses.replace(FACTS["mixed"], attention=None, layers=None)  # no windows
+    prompt, made = (real.rows[name].to_numpy() for name in ("prompt_tokens", "tokens"))
+    assert flops.value < np.mean(16 * whole.forward_flops(0, prompt + made / 16))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from traces.statistics import share
 from traces.summary.comparison import compare
 from traces.summary.kernels import bus_bandwidth
 from traces.summary.metrics import METRICS, estimate_of
-from traces.summary.problems import _flops_column
 from traces.summary.run import Run, summarise
 from tui.text.recordings.series import series
 
@@ -487,13 +486,3 @@ def test_a_run_needs_no_more_than_its_configuration():
     run = Run(recording="x", complete=True, engine=engine_config(), policy=Policy())
     assert asdict(run.energy_j)["total"] is None
     assert json.loads(json.dumps(run.to_json()))["latency_s"]["p95"] is None
-
-
-def test_engines_that_ran_nothing_cost_no_memory(tmp_path):
-    recording = write_recording(tmp_path / "r", simulate(problems=6, n=2))
-    facts = recording.manifest
-    ((_, engine),) = facts.engines.items()
-    few = len(_flops_column(recording, recording.samples).meta.serialize())
-    many = facts.engines | {f"unused-{number}": engine for number in range(300)}
-    recording = replace(recording, manifest=replace(facts, engines=many))
-    assert len(_flops_column(recording, recording.samples).meta.serialize()) == few

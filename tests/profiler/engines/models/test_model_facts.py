@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from profiler.engines.models.model_facts import (
 from profiler.engines.models.stored_weights import stored_weights
 from traces.errors import TtscopeError, UsageError
 from traces.schema.engine import ModelFacts
+from traces.schema.window import in_window, read_until, window_context
 
 QWEN3_30B_A3B = SimpleNamespace(
     architectures=["Qwen3MoeForCausalLM"], hidden_size=2048, num_hidden_layers=48,
@@ -290,6 +292,10 @@ def test_what_a_token_costs_follows_from_the_layers(shared):
     assert oss.kv_read_bytes(100) == 36 * 2 * 8 * 64 * 2 * 100
     assert oss.kv_read_bytes(1000) == 18 * 2 * 8 * 64 * 2 * (1000 + 128)
     assert oss.kv_bytes_per_token == 36 * 2 * 8 * 64 * 2
+
+    widths = 18 * 4 * 64 * 64 * (sum(range(1, 1001)) + sum(min(c, 128) for c in range(1, 1001)))
+    weights = 2 * oss.active_parameters * 1000
+    assert oss.forward_flops(0, 1000) == pytest.approx(weights + widths, rel=1e-12)
 
     scout = of(shared, "meta-llama--Llama-4-Scout-17B-16E-Instruct")
     assert scout.kv_read_bytes(8193) == 4096 * (12 * 8193 + 36 * 1)
@@ -943,3 +949,42 @@ def test_a_family_reads_all_of_the_context_in_every_so_many_layers(kind, every):
     facts = facts_from_config(config | {"num_hidden_layers": 24}, name="x")
     full = [each.places for each in facts.layers if each.attention.kind == "full_attention"]
     assert full == [tuple(range(every - 1, 24, every))]
+
+
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        ({}, lambda context: 4 * context),
+        (
+            {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2},
+            lambda context: 2 * context + 2 * min(context, 5),
+        ),
+    ],
+)
+def test_what_tokens_take_is_counted_in_windows_too(fields, read):
+    """Each token by hand: weights, and each layer's reads of the context up to its own."""
+    small = vars(LLAMA_3_1_8B) | {"num_hidden_layers": 4} | fields
+    facts = facts_from_config(SimpleNamespace(**small), name="x")
+    assert facts.counts_flops(None)
+    each = 4 * facts.num_attention_heads * facts.head_dim
+    for before, tokens in ((0, 3), (2, 9), (7, 1)):
+        by_hand = sum(
+            2 * facts.active_parameters + each * read(context)
+            for context in range(before + 1, before + tokens + 1)
+        )
+        assert facts.forward_flops(before, tokens) == pytest.approx(by_hand, rel=1e-12)
+    both = facts.forward_flops([0, 2], [3, 9])
+    assert both.tolist() == [facts.forward_flops(0, 3), facts.forward_flops(2, 9)]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("end", [1, 5, 16])
+def test_reads_of_windows_add_up(end, chunked):
+    until = [0.0]
+    for context in range(1, 40):
+        until.append(until[-1] + in_window(context, end, chunked))
+    assert read_until(np.arange(40.0), end, chunked).tolist() == until
+    for before, tokens in ((0, 7), (3, 30)):
+        assert (
+            window_context(before, tokens, end, chunked) == until[before + tokens] - until[before]
+        )
