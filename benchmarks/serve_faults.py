@@ -9,8 +9,9 @@ that of the process after each part, and the greatest so far.
 
 The last parts are of clients that attack: 1,300 sockets that say nothing (worst with `--files
 1024`), 320 bodies that drip, and 64 questions of 64 samples with bodies of 4 MB. Meanwhile good
-questions are asked one by one, and the slowest answer is told. `hostile` puts an engine there that
-answers 100 for ever.
+questions are asked one by one, and the slowest answer is told. `unread` has 300 clients that read
+nothing of long answers, and `long` 25 answers of 10 MB while /health is asked. `hostile` puts an
+engine there that answers 100 for ever.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import io
 import json
 import random
 import resource
+import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,8 +37,12 @@ from benchmarks.servers.hostile_server import hostile
 from benchmarks.servers.vllm_server import free_port
 from traces.recording.reader import Recording
 
-PARTS = ("bodies", "clients", "kills", "soak", "silent", "drips", "large", "hostile")
+PARTS = (
+    *("bodies", "clients", "kills", "soak", "silent", "drips", "large", "unread", "long"),
+    "hostile",
+)
 SILENT, DRIPS, LARGE, LARGE_BYTES, GOOD = 1_300, 320, 64, 4_000_000, 20
+UNREAD, UNREAD_BYTES, LONG, LONG_BYTES = 300, 4_200_000, 25, 10_000_000
 
 
 def main() -> None:
@@ -200,6 +207,46 @@ class Parts:
         return (
             f"{LARGE} questions of 64 samples and 4 MB, answered {counts}, {meanwhile} of them "
             f"later than the good ones: {told}"
+        )
+
+    async def _unread(self) -> str:
+        """Have clients ask for long answers of which they read nothing."""
+        opened = []
+        for at in range(UNREAD):
+            body = {**BODY, "user": str(UNREAD_BYTES), "stream": at % 2 == 1, "ttscope": {"n": 2}}
+            raw = json.dumps(body).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+            made = socket.create_connection(("127.0.0.1", self.port))
+            made.sendall(head.encode() + raw)
+            opened.append(made)
+        told = await self._good()
+        for _ in range(600):
+            async with self.session.get(f"{self.url}/health") as answer:
+                if not (await answer.json())["in_flight"]:
+                    break
+            await asyncio.sleep(0.1)
+        told += f", later {await self._good()}"
+        for made in opened:
+            made.close()
+        return f"{UNREAD} clients that read none of {UNREAD_BYTES / 1e6:g} MB: {told}"
+
+    async def _long(self) -> str:
+        """Have the engine send long answers, and ask meanwhile whether it is well."""
+        slowest, done = 0.0, 0
+        body = {"user": str(LONG_BYTES), "ttscope": {"n": 2}}
+        asked = [asyncio.create_task(self._ask(**body)) for _ in range(LONG)]
+        while not all(each.done() for each in asked):
+            begun = time.monotonic()
+            async with self.session.get(f"{self.url}/health") as answer:
+                await answer.read()
+            slowest = max(slowest, time.monotonic() - begun)
+            done += 1
+            await asyncio.sleep(0.05)
+        counts = Counter(await asyncio.gather(*asked))
+        return (
+            f"{LONG} answers of {LONG_BYTES / 1e6:g} MB, answered {dict(counts)}: /health answered "
+            f"{done} times, the slowest in {slowest:.2f} s"
         )
 
     async def _hostile(self) -> str:

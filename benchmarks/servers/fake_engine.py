@@ -20,7 +20,9 @@ SILENT.disabled = True
 
 
 def right(body, number):
-    return "thought</think>12"
+    """Return the right answer, behind as many characters as the field `user` may say."""
+    told = str(body.get("user"))
+    return "thought " * (int(told) // 8 if told.isdecimal() else 0) + "thought</think>12"
 
 
 def _stopped(text, body):

@@ -8,6 +8,7 @@ places are fewer than the files that the process may open, so that a recording c
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hmac
 import resource
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 
 HEAD_S, BODY_S, IDLE_S = 10.0, 30.0, 60.0  # for a head, a body, and until the next request
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _KEPT_FILES = 128  # of those that may be open: parts of a recording, logs, sockets that end
 
 
@@ -135,3 +137,12 @@ def connections_of(most: int, share: float = 0.5) -> int:
     if files == resource.RLIM_INFINITY:
         return most
     return max(min(most, int((files - _KEPT_FILES) * share)), 1)
+
+
+def give_large_blocks_back() -> None:
+    """Have the C library give large blocks back at once, where it can be asked to.
+
+    By itself glibc keeps for every thread what that thread's largest body took.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)

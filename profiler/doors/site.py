@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,7 @@ from profiler.doors.guard import Guard, Place
 
 _BACKLOG = 128
 _LOOK_S = 0.5
+TAKE_S = 10.0  # for a piece of an answer to be taken
 _PAUSE_S = 0.1  # where no connection can be taken at all
 
 
@@ -43,6 +45,38 @@ class SiteGuard(Guard):
             return answer
         finally:
             place.rest(self.idle_s)
+
+    async def write(
+        self, request: web.BaseRequest, answer: web.StreamResponse, piece: bytes
+    ) -> None:
+        """Write a piece of an answer, which has `TAKE_S` to be taken. Raises ConnectionError."""
+        place = self.of(request)
+        place.wait(TAKE_S)
+        await answer.write(piece)
+        place.work()
+
+    async def write_held(
+        self,
+        request: web.BaseRequest,
+        answer: web.StreamResponse,
+        pieces: Iterable[bytes],
+        held: int,
+    ) -> bool:
+        """Write an answer that holds so many bytes until it is taken; False: no room for them.
+
+        Others have the loop between its pieces. Who has not taken theirs gives way. Raises
+        ConnectionError.
+        """
+        place = self.of(request)
+        place.since = time.monotonic()
+        if not self.hold(place, held):
+            return False
+        await answer.prepare(request)
+        for piece in pieces:
+            await self.write(request, answer, piece)
+            await asyncio.sleep(0)
+        await answer.write_eof()
+        return True
 
 
 class _Connection(asyncio.Protocol):

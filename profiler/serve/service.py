@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,7 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client import Counter as Count
 from yarl import URL
 
-from profiler.doors.guard import BODY_S, bears, connections_of
+from profiler.doors.guard import BODY_S, bears, connections_of, give_large_blocks_back
 from profiler.doors.site import SiteGuard, error_body, guarded, listen
 from profiler.engines.interface import NO_ROOM
 from profiler.engines.server.server import OWN_ERRORS, what_it_said
@@ -57,11 +58,13 @@ from traces.schema.tts.routes import EFFORTS
 HEADER = "X-Ttscope"
 MOST_RUNS = 256  # policies that differ in what requests ask for. Others are one run together
 _JSON = {"Content-Type": "application/json"}
+_EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 _WAIT_S = 10.0  # until a streamed answer begins with comments that keep the connection
 _MOST_CONNECTIONS = 1_024
 _MOST_HELD_BYTES = 64 << 20  # of all bodies that come or are answered
 _IDLE_S = 75.0
 _AT_ONCE = 64  # events of a streamed answer that are written at once
+_PIECE = 64 << 10  # bytes of another
 _HOP = {
     *("connection", "keep-alive", "transfer-encoding", "content-length", "host", "te", "trailer"),
     *("upgrade", "proxy-authorization", "cookie", "expect", "http2-settings"),
@@ -180,6 +183,7 @@ class Service:
         self._places = asyncio.Semaphore(self.settings.in_flight)
         self._held = 0  # requests that are read, wait or are worked on
         self._passing = 0
+        self._writing = 0  # answers that are written
         slow = self.verifier.name == "math"
         self._checks = ThreadPoolExecutor(1, "ttscope-check") if slow else None
         scorer = scorer_of(self.policy, None)
@@ -224,7 +228,7 @@ class Service:
 
     def _busy(self) -> bool:
         checking = any(run.checking for run in self.runs.values())
-        return self._held > 0 or self._passing > 0 or checking
+        return self._held + self._passing + self._writing > 0 or checking
 
     async def close(self) -> None:
         """End what still runs, and the spans. What waits for its turn is refused then."""
@@ -343,9 +347,11 @@ class Service:
                 question.headers = self._keys_of(request)
                 if "traceparent" in request.headers:
                     question.context = _TRACE.extract(dict(request.headers), Context())
-                return await self._answer(request, question, arrival)
+                response, waiting = await self._answered(request, question, arrival)
         finally:
             self._held -= 1
+        if why is None:  # who does not read takes no place
+            return await self._written(request, response, waiting)
         body.pop("ttscope", None)
         with self._passes():
             return await self._pass(request, body, why)
@@ -358,9 +364,10 @@ class Service:
         others = {name: key for name, key in given.items() if name.lower() != "authorization"}
         return {**others, **self.upstream.keys}
 
-    async def _answer(
+    async def _answered(
         self, request: web.Request, question: ServedQuestion, arrival: int
-    ) -> web.StreamResponse:
+    ) -> tuple[web.StreamResponse, _Waiting]:
+        """Return what a question came to, and the response that it is to be written to."""
         policy = self._policy_of(question)
         left = self.settings.timeout_s - (now_ns() - arrival) / 1e9
         try:
@@ -372,51 +379,52 @@ class Service:
             if self.closed:
                 raise BadRequest(_ENDING, 503)
             name, waiting = self._begin(question, policy, arrival)
+            kind = _EVENTS if question.stream else _JSON
+            label = {HEADER: f"answered: {waiting.run.label}"}
+            response = web.StreamResponse(headers={**kind, **label})
             try:
-                if question.stream:
-                    return await self._stream(request, waiting)
-                answer = await waiting.done
+                await asyncio.wait([waiting.done], timeout=_WAIT_S if question.stream else None)
+                while not waiting.done.done():
+                    await response.prepare(request)
+                    await self.guard.write(request, response, b": the votes are not in yet\n\n")
+                    await asyncio.wait([waiting.done], timeout=_WAIT_S)
             finally:
                 if self._waiting.get(name) is waiting:  # the client has gone
                     waiting.run.abandon(name, CLIENT)
         finally:
             self._places.release()
-        if answer is None:
-            return self._refused(waiting)
-        headers = {**_JSON, HEADER: f"answered: {waiting.run.label}"}
-        return web.Response(body=whole_answer(question, answer), headers=headers)
+        return response, waiting
 
-    async def _stream(self, request: web.Request, waiting: _Waiting) -> web.StreamResponse:
-        question, done = waiting.question, waiting.done
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-cache",
-                HEADER: f"answered: {waiting.run.label}",
-            }
-        )
-        while not done.done():
-            await asyncio.wait([done], timeout=_WAIT_S)
-            if not done.done():
-                await response.prepare(request)
-                await response.write(b": the votes are not in yet\n\n")
-        answer = done.result()
+    async def _written(
+        self, request: web.Request, response: web.StreamResponse, waiting: _Waiting
+    ) -> web.StreamResponse:
+        """Write what a question came to, as its client takes it."""
+        question, answer = waiting.question, waiting.done.result()
+        if answer is None and not response.prepared:
+            return self._refused(waiting)
+        pieces: Iterator[bytes]
         if answer is None:
-            if not response.prepared:
-                return self._refused(waiting)
-            events = iter((b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n",))
-        else:
+            body = b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n"
+            pieces, held = iter((body,)), len(body)
+        elif question.stream:
             events = streamed_answer(question, answer)
+            pieces = iter(lambda: b"".join(islice(events, _AT_ONCE)), b"")
+            held = 2 * sys.getsizeof(answer.text)  # with its parts
+        else:
+            body = whole_answer(question, answer)
+            waiting.done = asyncio.Future()  # the text is not needed any more
+            held = response.content_length = len(body)
+            pieces = (body[at : at + _PIECE] for at in range(0, held, _PIECE))
+        del answer
+        self._writing += 1
         try:
-            async with asyncio.timeout(BODY_S):
-                await response.prepare(request)
-                while some := b"".join(islice(events, _AT_ONCE)):  # others have the loop between
-                    await response.write(some)
-                    await asyncio.sleep(0)
-                await response.write_eof()
-        except TimeoutError:  # it does not read
-            raise ConnectionResetError from None
-        return response
+            if await self.guard.write_held(request, response, pieces, held):
+                return response
+        finally:
+            self._writing -= 1
+        if response.prepared:
+            raise ConnectionResetError
+        raise BadRequest(_NO_ROOM, 503)
 
     def _refused(self, waiting: _Waiting) -> web.Response:
         status, body = waiting.failure
@@ -697,7 +705,7 @@ class Service:
                 )
                 await response.prepare(request)
                 async for piece in answer.content.iter_any():
-                    await response.write(piece)
+                    await self.guard.write(request, response, piece)
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -721,6 +729,7 @@ def _leads_out(path: str) -> bool:
 async def listening(service: Service) -> AsyncIterator[str]:
     """Serve while the block runs; gives the URL. Raises UsageError where the port is taken."""
     settings = service.settings
+    give_large_blocks_back()
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:

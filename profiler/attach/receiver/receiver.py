@@ -9,8 +9,6 @@ send it again. Answers repeat nothing of a body.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import socket
 import threading
 import time
@@ -18,7 +16,7 @@ from collections import deque
 from urllib.parse import urlsplit
 
 from profiler.attach.receiver.http_listener import HttpListener
-from profiler.doors.guard import bears
+from profiler.doors.guard import bears, give_large_blocks_back
 from profiler.engines.server.access import is_loopback
 from profiler.plugin.batches import MOST_HELD, Batch
 from profiler.plugin.shared_token import shared_token
@@ -29,7 +27,6 @@ from traces.live.otlp import GenSpan, Received
 MOST_PLUGINS = 1_000
 MOST_WAITING = 20_000  # spans that nobody has taken yet
 MOST_BATCHES = 500  # of steps, likewise
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
@@ -76,7 +73,7 @@ class Receiver:
         self._next_row: dict[tuple[str, int], int] = {}  # of each engine of a plugin
         self._lock = threading.Lock()
         self._token = shared_token()
-        _give_large_blocks_back()
+        give_large_blocks_back()
         check_open(host, "--listen", spans_without_token)
         try:
             self._server = HttpListener((host, port), self)
@@ -191,12 +188,3 @@ def check_open(host: str, option: str, spans_without_token: bool) -> None:
             f"{option} {host}: others on the network reach it, so the token is needed. Leave out "
             "--spans-without-token"
         )
-
-
-def _give_large_blocks_back() -> None:
-    """Have the C library give large blocks back at once, where it can be asked to.
-
-    By itself glibc keeps for every thread what that thread's largest body took.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)

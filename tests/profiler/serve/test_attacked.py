@@ -5,7 +5,7 @@ import gzip
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -196,6 +196,58 @@ def test_a_body_that_is_larger_in_memory_counts_as_such(
         assert ask(url, messages=[{"role": "user", "content": "x" * 60_000}]).status_code == 200
         assert ask(url).status_code == 200
     assert len(engine.asked) == 4
+
+
+def asked(stream):
+    body = json.dumps({"model": "fake", "messages": MESSAGES, "stream": stream}).encode()
+    return head(CHAT, len(body)).replace(b"Host", b"Connection: close\r\nHost") + body
+
+
+def taken(connection):
+    """Return how many bytes come until a connection ends."""
+    count = 0
+    with suppress(ConnectionError):
+        while piece := connection.recv(1 << 20):
+            count += len(piece)
+    return count
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_does_not_take_an_answer_is_closed_and_takes_no_turn_meanwhile(
+    engine, upstream, tmp_path, monkeypatch, stream
+):
+    monkeypatch.setattr("profiler.doors.site.TAKE_S", 2.0)
+    engine.answers = lambda body, number: "x" * (8_000_000 if number < 2 else 8) + "</think>12"
+    settings = {"in_flight": 1, "waiting": 0}
+    with (
+        serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url,
+        opened(url, asked(stream)) as first,
+    ):
+        assert first.recv(12) == b"HTTP/1.1 200"
+        begun = time.monotonic()
+        assert ask(url).status_code == 200
+        assert time.monotonic() - begun < 2.0  # its turn is over
+        time.sleep(4)
+        assert taken(first) < 8_000_000
+    assert Recording.open(tmp_path / "kept").complete
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_that_nobody_takes_are_limited_together(
+    engine, upstream, tmp_path, monkeypatch, stream
+):
+    monkeypatch.setattr(service, "_MOST_HELD_BYTES", 40_000_000)
+    engine.answers = lambda body, number: "x" * 8_000_000 + "</think>12"
+    with (
+        serving(tmp_path / "kept", upstream, method="majority", n=2) as url,
+        ExitStack() as stack,
+    ):
+        waiting = [stack.enter_context(opened(url, asked(stream))) for _ in range(6)]
+        for each in waiting:
+            assert each.recv(12) == b"HTTP/1.1 200"
+        gave_way = sum(taken(each) < 8_000_000 for each in waiting)
+        assert 0 < gave_way < len(waiting)
+        assert ask(url).status_code == 200
 
 
 def test_the_samples_of_a_question_share_its_bytes():
