@@ -26,7 +26,7 @@ from tui.screens.run.data import RunData, read_run
 from tui.screens.run.model import PAGES, WIDE, RunModel
 from tui.screens.run.playback import Goto, parse_goto
 from tui.text.layout import whole_parts
-from tui.widgets.lanes import Lanes
+from tui.widgets.lanes import Lanes, heading
 from tui.widgets.prompt import Field, FieldQuestion, Prompt, Words
 from tui.widgets.sample_bars import SampleBars, Samples
 from tui.widgets.still import Box, StillText
@@ -389,7 +389,9 @@ class RunScreen(ModeScreen):
             return
         self.set_status(model.status())
         lanes, cursor, below = model.charts(self._bins, tall=self._tall)
-        self.query_one(Lanes).show(lanes, cursor, below, room=self._room(model))
+        above = heading("", "", "cursor", self._bins) if self._tall else ""
+        room = self._room(model) - bool(above)
+        self.query_one(Lanes).show(lanes, cursor, below, room=room, above=above)
         self._draw_step()
         if model.position >= 0:
             self._read_page(model, model.position)
