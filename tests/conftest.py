@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import re
+import signal
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,10 @@ os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 
 # No test cuts the power: what is written stays in memory until the disk has time.
 os.fsync = lambda file: None
+
+# `make test &` of a script leaves out Ctrl-C, and what the tests start would never see theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each HTTP client reads the certificates of all authorities: of small tests, a third of the time.
 ssl.create_default_context = functools.cache(ssl.create_default_context)
