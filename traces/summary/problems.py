@@ -269,16 +269,15 @@ def _flops_of(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     With prompt P of which C came from the cache and T generated tokens, the positions C+1 .. P+T-1
     are forwarded (the last token is never fed back), each reading the context up to itself.
     """
-    floats = (
+    prompt, output, cached = (
         samples[name].cast(pl.Float64).to_numpy()
         for name in ("prompt_tokens", "output_tokens", "cached_tokens")
     )
-    prompt, output, cached = floats
     flops = np.full(len(samples), np.nan)
     engines = samples["engine"]
-    for key in engines.unique().drop_nulls().to_list():  # a manifest can name thousands
-        engine = recording.manifest.engines[key]
-        facts = recording.manifest.models.get(engine.model)
+    used = set(engines)  # a manifest can name thousands
+    for key, engine in recording.manifest.engines.items():
+        facts = recording.manifest.models.get(engine.model) if key in used else None
         if facts is None or engine.speculative is not None:
             continue
         if facts.counts_flops(engine.max_model_len):

@@ -138,11 +138,18 @@ class Stream:
         elif marked and THINK_END not in "".join([*self.text[-8:], content]):
             self._close_thought(now)  # a thought without a token, or a mark that is not sent
         if content:
+            if self.think_end is None and THINK_END in self._newest() + content:
+                self.think_end = now
             self.text.append(content)
-            if self.think_end is None:
-                before = [each[-len(THINK_END) :] for each in self.text[-8:-1]]
-                if THINK_END in "".join([*before, content]):
-                    self.think_end = now
+
+    def _newest(self) -> str:
+        """Return the newest characters, in which the end of a thought may have begun."""
+        newest = ""
+        for piece in reversed(self.text):
+            newest = piece[-len(THINK_END) :] + newest
+            if len(newest) >= len(THINK_END):
+                break
+        return newest
 
     def _think(self, reasoning: str) -> None:
         self.parsed = True

@@ -167,6 +167,19 @@ def test_cached_tokens_are_not_forwarded(rows, tmp_path):
     assert found.flops_per_problem.value == pytest.approx(total / 24)
 
 
+def test_samples_of_an_engine_that_is_not_told_have_no_flops(rows, tmp_path):
+    first = rows["samples"][0]
+    scorer = {**first, "engine": "of nobody", "role": "scorer", "sample_index": 99}
+    more = {**rows, "samples": [*rows["samples"], scorer]}
+    recording = write_recording(tmp_path / "a", more)
+    assert "of nobody" in recording.samples["engine"].to_list()
+    (found,) = summarise(recording)
+    (whole,) = summarise(write_recording(tmp_path / "b", rows))
+    cut = found.rows.filter(found.rows["problem_id"] == first["problem_id"])
+    assert cut["flops"].to_list() == [None]
+    assert found.rows["flops"].drop_nulls().to_list() == whole.rows["flops"][1:].to_list()
+
+
 def test_what_is_not_known_stays_absent(rows, tmp_path):
     unknown = [{**row, "cached_tokens": None} for row in rows["samples"]]
     engine = engine_config(enable_prefix_caching=None)

@@ -121,6 +121,21 @@ def test_without_ids_the_thought_is_counted_only_where_that_is_exact():
     assert result_of(*parsed, {"choices": [], "usage": told}).think_tokens == 6
 
 
+@pytest.mark.parametrize(
+    ("pieces", "end"),
+    [
+        (["ab</th", "ink>J"], 3),
+        ([*"</think>", "J"], 9),
+        (["</thi", "", "nk>", "J"], 4),
+        (["</", "not so: think>ab", "J"], None),  # the parts of a mark, with others between
+        (["a" * 50, "b</think", "> J"], 4),
+    ],
+)
+def test_a_mark_ends_the_thought_however_it_is_cut(pieces, end):
+    found = result_of(*(delta(content=piece) for piece in pieces))
+    assert found.think_end == end
+
+
 def test_several_choices_and_calls_of_tools():
     parts = [*delta(reasoning="ab")["choices"], *delta(content="J")["choices"]]
     assert result_of({"choices": parts}).text == "ab</think>J"
