@@ -9,9 +9,9 @@ that of the process after each part, and the greatest so far.
 
 The last parts are of clients that attack: 1,300 sockets that say nothing (worst with `--files
 1024`), 320 bodies that drip, and 64 questions of 64 samples with bodies of 4 MB. Meanwhile good
-questions are asked one by one, and the slowest answer is told. `unread` has 300 clients that read
-nothing of long answers, and `long` 25 answers of 10 MB while /health is asked. `hostile` puts an
-engine there that answers 100 for ever.
+questions are asked one by one, and it prints how long the slowest took. `unread` has 300 clients
+that read nothing of long answers, and `long` 25 answers of 10 MB while /health is asked. `hostile`
+puts an engine there that answers 100 for ever.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Parts:
         )
 
     async def _unread(self) -> str:
-        """Have clients ask for long answers of which they read nothing."""
+        """Have clients ask for long answers and read nothing."""
         opened = []
         for at in range(UNREAD):
             body = {**BODY, "user": str(UNREAD_BYTES), "stream": at % 2 == 1, "ttscope": {"n": 2}}

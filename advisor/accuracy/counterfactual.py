@@ -496,9 +496,9 @@ def _without_luck(right: Floats, votes: Floats, vote: Floats) -> Floats:
     than all subsets is taken off (a control variate, with one slope for all problems). Of one
     problem the result may lie beyond 0 and 1. It is right in the mean.
     """
-    apart_ = votes - votes.mean(axis=1, keepdims=True)
-    moved = float((apart_**2).sum())
-    slope = float((apart_ * right).sum()) / moved if moved else 0.0
+    luck = votes - votes.mean(axis=1, keepdims=True)
+    spread = float((luck**2).sum())
+    slope = float((luck * right).sum()) / spread if spread else 0.0
     own = right.mean(axis=1)
     found = own - slope * (votes.mean(axis=1) - vote)
     return np.asarray(found if 0 <= found.mean() <= 1 else own)

@@ -56,8 +56,8 @@ textual.content._strip_control_codes = clean_lines  # type: ignore[assignment]
 class CleanLines(LineFilter):
     """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by.
 
-    It is for what was drawn as no text, and does so behind other filters: each by itself would make
-    a line anew.
+    It serves what was not drawn from a text. It runs the other filters too, so that a line is built
+    once.
     """
 
     def __init__(self, before: Sequence[LineFilter] = ()) -> None:

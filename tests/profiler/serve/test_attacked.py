@@ -306,7 +306,7 @@ def test_long_answers_of_the_engine_take_turns_on_the_loop(upstream):
 
 
 class _Answer:
-    """An answer of which so many full pieces are there."""
+    """An answer that has come up to so many full pieces."""
 
     status, headers = 200, {}
 
