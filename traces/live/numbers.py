@@ -41,6 +41,7 @@ E2E = "vllm:e2e_request_latency_seconds"
 PREFILL = "vllm:request_prefill_time_seconds"
 DECODE = "vllm:request_decode_time_seconds"
 STEP_TOKENS = "vllm:iteration_tokens_total"
+STEPS = f"{STEP_TOKENS}_count"
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 KV = "vllm:kv_cache_usage_perc"
 PROMPT, GENERATED = "vllm:prompt_tokens_total", "vllm:generation_tokens_total"
@@ -72,7 +73,7 @@ _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
 # Counted from poll to poll where lengths are too.
-_COUNTED = (PROMPT, CACHED, HIT_TOKENS, f"{STEP_TOKENS}_count")
+_COUNTED = (PROMPT, CACHED, HIT_TOKENS)
 
 
 def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
 
 
 USED = (
-    *(*_parts_of(_TIMES), f"{STEP_TOKENS}_count", f"{STEP_TOKENS}_sum"),
+    *(*_parts_of(_TIMES), STEPS, f"{STEP_TOKENS}_sum"),
     *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
     *(DRAFTS, DRAFTED, ACCEPTED_AT, *PER_GPU),
 )
@@ -264,14 +265,68 @@ class Window:
         before = self.intervals_s
         return np.asarray((before + np.append(before[1:], 0.0)) / 2)
 
-    def mean(self, values: NDArray[Any]) -> float | None:
-        """Return the mean over time of what polls say [polls]; None where it is nan in all."""
+    def mean(self, values: NDArray[Any], between: Floats | None = None) -> float | None:
+        """Return the mean over time of what polls say [polls]; None where it is nan in all.
+
+        Where `between`, the mean of the interval before each poll, is known, it counts in place of
+        what the polls at its ends say.
+        """
         known = ~np.isnan(values)
         if not known.any():
             return None
         weights = self.stands_for_s[known]
         mean = np.average(values[known], weights=weights if weights.any() else None)
-        return float(np.clip(mean, values[known].min(), values[known].max()))
+        mean = np.clip(mean, values[known].min(), values[known].max())
+        if between is not None and weights.any():
+            more = np.nan_to_num((between - _at_ends(values)) * self.intervals_s)
+            mean = np.clip(mean + more.sum() / weights.sum(), 0, None)
+        return float(mean)
+
+    @cached_property
+    def between(self) -> Between | None:
+        """What requests that ended tell of the time from one poll without any to the next.
+
+        A front end that is busy answers when it has done its work, so that polls fall into the
+        pauses of a load. What ran from one such pause to another began and ended there, so that by
+        Little's law (Little 1961) its seconds are how many ran or waited on average, times the
+        seconds that passed. Steps last as long as tokens are apart, and where a page does not count
+        them as many ran as ever did. None where a page lacks these times. What a client left has
+        no times, so nothing is known where fewer ended than began.
+        """
+        ended, queued, gaps, began = (self.histograms.get(n) for n in (E2E, QUEUE, ITL, TTFT))
+        if ended is None or queued is None or gaps is None or began is None:
+            return None
+        running, waiting = self.gauges[RUNNING], self.gauges[WAITING]
+        idle, most = (running == 0) & ~(waiting > 0), np.nan_to_num(running).argmax()
+        pauses = np.flatnonzero(idle)
+        if pauses.size < 2:
+            return None
+        inside = slice(pauses[0] + 1, pauses[-1] + 1)
+        starts = pauses[:-1] - pauses[0]
+        busy, waits = _busy(running, waiting), _where(waiting > 0, waiting)
+        seconds = np.add.reduceat(self.intervals_s[inside], starts)
+
+        def total(each: Floats) -> Floats:
+            """Return what came in each stretch, of what came in the interval before each poll."""
+            return np.asarray(np.add.reduceat(each[inside], starts))
+
+        ran_s, queued_s = total(ended.sums - queued.sums), total(queued.sums)
+        count, tokens = total(ended.counts.sum(axis=1)), total(gaps.counts.sum(axis=1))
+        cut = np.logical_or.reduceat(~(self.intervals_s[inside] > 0), starts)
+        tell = ~cut & (count >= total(began.counts.sum(axis=1)))
+        polled_s = total(np.nan_to_num(_at_ends(busy) * self.intervals_s))
+        waited_s = total(np.nan_to_num(_at_ends(waits) * self.intervals_s))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            stepped_s = total(self.counted[STEPS]) * total(gaps.sums) / tokens
+            stepped_s = np.where(np.isnan(stepped_s), ran_s / max(running[most], 1), stepped_s)
+            busy_s = np.fmin(np.fmin(np.fmax(stepped_s, polled_s), ran_s), seconds)
+            share = np.where(polled_s > 0, waited_s / polled_s, 1.0)
+            waits_s = np.fmin(share * busy_s, queued_s)
+            told = [np.where(tell, s / seconds, np.nan) for s in (ran_s, queued_s, busy_s, waits_s)]
+        stretch = np.cumsum(idle) - idle - 1  # that the interval before each poll belongs to
+        known = (stretch >= 0) & (stretch < starts.size)
+        at = np.clip(stretch, 0, starts.size - 1)
+        return Between(*(np.where(known, each[at], np.nan) for each in told))
 
     @cached_property
     def stalls(self) -> NDArray[np.bool_] | None:
@@ -355,6 +410,27 @@ class Window:
         return readings
 
 
+class Between(NamedTuple):
+    """Means of the interval before each poll [polls], nan where its ends tell more.
+
+    `busy` is the share of it in which requests ran or waited, `waits` that in which some waited.
+    """
+
+    running: Floats
+    waiting: Floats
+    busy: Floats
+    waits: Floats
+
+
+def _at_ends(values: Floats) -> Floats:
+    """Return the means of what the polls at both ends of each interval say, nan for the first."""
+    return np.append(np.nan, (values[1:] + values[:-1]) / 2)
+
+
+def _busy(running: Floats, waiting: Floats) -> Floats:
+    return _where((running > 0) | (waiting > 0), running)
+
+
 Stretches = Sequence[tuple[int, int]]  # of time, unix ns
 
 
@@ -365,10 +441,11 @@ class Polls:
     longer has. A counter that comes back goes on from where it ended, since a page may lack a line
     for a while. A lower one counts from 0, and so does one that was away at a restart: a server
     makes some counters at their first use.
-    Of each poll the buckets of times, the gauges and the generated tokens stay in memory, 4 bytes a
-    bucket. With `lengths` so do those of requests' lengths and the counters of steps and prompts,
-    from which a law and traffic are made. Series beyond `MOST_SERIES` are left out. So is what came
-    while a profiler's window was open, `profiled` (unix ns): the server stands still for it.
+    Of each poll the buckets of times, the gauges, the generated tokens and the steps stay in
+    memory, 4 bytes a bucket. With `lengths` so do those of requests' lengths and the counters of
+    prompts, from which a law and traffic are made. Series beyond `MOST_SERIES` are left out. So is
+    what came while a profiler's window was open, `profiled` (unix ns): the server stands still
+    for it.
     """
 
     def __init__(self, *, lengths: bool = False, profiled: Stretches = ()) -> None:
@@ -389,7 +466,7 @@ class Polls:
         self._last_reset = -1
         self._last_restart = -1  # that a poll told at once
         self._began = np.nan  # when the process began that answered last, unix s
-        self._counted = (GENERATED, *_COUNTED) if lengths else (GENERATED,)
+        self._counted = (GENERATED, STEPS, *_COUNTED) if lengths else (GENERATED, STEPS)
         histograms = (*_TIMES, *_LENGTHS) if lengths else _TIMES
         self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *self._counted)}
         self._grown: dict[str, list[_Grown]] = {name: [] for name in histograms}
@@ -994,7 +1071,7 @@ def numbers_of(scrapes: pl.DataFrame, engine: str, *, profiled: Stretches = ()) 
 def numbers_in(window: Window, engine: str) -> Numbers:
     """Return an engine's numbers over a window."""
     running, waiting, kv = (window.gauges[name] for name in (RUNNING, WAITING, KV))
-    steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
+    steps, tokens = window.total(STEPS), window.total(f"{STEP_TOKENS}_sum")
     finished = by_value(window.by_label(FINISHED), "finished_reason")
     asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
     preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
@@ -1004,7 +1081,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     drafting = window.mean(np.where(length >= 1, length, np.nan))
     kept = drafting if per_position is None else 1.0 + sum(per_position)
     waits, full = _where(waiting > 0, waiting), _where(kv > KV_FULL, kv)
-    busy = _where((running > 0) | (waiting > 0), running)
+    between = window.between or Between(*[np.full(window.times.size, np.nan)] * 4)
     most = _most(running)
     at_most = _where(running >= (np.inf if most is None else most), running)
     return Numbers(
@@ -1020,14 +1097,14 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         first_tokens_per_s=window.rate(f"{TTFT}_count"),
         finished={reason: round(count) for reason, count in finished.items() if round(count)},
         cancelled=cancelled_in(window) if _ABORTED in finished else None,
-        steps_per_s=window.rate(f"{STEP_TOKENS}_count"),
+        steps_per_s=window.rate(STEPS),
         tokens_per_step=tokens / steps if steps and tokens is not None else None,
-        running=window.mean(running),
+        running=window.mean(running, between.running),
         running_max=most,
-        waiting=window.mean(waiting),
+        waiting=window.mean(waiting, between.waiting),
         waiting_max=_most(waiting),
-        busy_share=window.mean(busy),
-        waiting_share=window.mean(waits),
+        busy_share=window.mean(_busy(running, waiting), between.busy),
+        waiting_share=window.mean(waits, between.waits),
         capped_share=window.mean(np.where(waiting > 0, at_most, np.nan)),
         stalled_share=_stalled_share(window),
         kv_share=window.mean(kv),

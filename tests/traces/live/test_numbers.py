@@ -553,6 +553,71 @@ def test_a_loaded_server_that_is_polled_less_often_counts_by_time():
     assert kinds(numbers)[0] == ["queueing"]
 
 
+def starved(polls, *, left=0, front_ends=1):
+    """Numbers of a server of 8 places that is polled then, and what ran and waited in truth.
+
+    Bursts of 64 requests come every 20 s, a step takes 10 ms and a request 50 steps. Of the last
+    burst some clients leave, which a page counts nowhere.
+    """
+    busy = 0.5 * 64 / 8
+    times = np.array(
+        [(20.0 * burst, 0.5 * (place // 8)) for burst in range(3) for place in range(64)]
+    )
+    arrived, queued = times[:, 0], times[:, 1]
+    ends = arrived + queued + 0.5
+    stays = np.arange(len(ends)) < len(ends) - left
+    pages = []
+    for at in polls:
+        done, first = (ends <= at) & stays, arrived + queued + 0.01 <= at
+        steps = 100 * np.clip(at - 20.0 * np.arange(3), 0, busy).sum()
+        counts = {
+            "vllm:e2e_request_latency_seconds": (done.sum(), (queued + 0.5)[done].sum()),
+            "vllm:request_queue_time_seconds": (done.sum(), queued[done].sum()),
+            "vllm:time_to_first_token_seconds": (first.sum(), (queued + 0.01)[first].sum()),
+            "vllm:inter_token_latency_seconds": (49 * done.sum(), 0.49 * done.sum()),
+            "vllm:iteration_tokens_total": (steps, 8 * steps),
+        }
+        lines = [
+            f'vllm:num_requests_running{{engine="0"}} {(first & (ends > at)).sum()}',
+            f'vllm:num_requests_waiting{{engine="0"}} {((arrived < at) & ~first).sum()}',
+            f'vllm:generation_tokens_total{{engine="0"}} {50 * done.sum()}',
+        ]
+        for name, (count, total) in counts.items():
+            lines.append(f'{name}_bucket{{engine="0",le="+Inf"}} {count}')
+            lines += [f'{name}_count{{engine="0"}} {count}', f'{name}_sum{{engine="0"}} {total}']
+        lines += [] if front_ends > 1 else ["process_start_time_seconds 1.7e9"]
+        pages.append((at, "\n".join(lines) + "\n"))
+    seconds = polls[-1] - polls[0]
+    truth = (32 * 3 / seconds, queued.sum() / seconds, 3 * busy / seconds)
+    return numbers_of(scrapes(pages), "e"), truth
+
+
+def test_what_ran_while_no_poll_was_answered_is_told_by_the_requests_that_ended():
+    """A front end that is starved answers when all is done: no poll saw a request."""
+    pauses = [*np.arange(-10, 0.5, 1), *np.arange(5, 20.5, 1), *np.arange(25, 40.5, 1)]
+    pauses = [*pauses, *np.arange(45, 60.5, 1)]
+    numbers, truth = starved(pauses)
+    assert numbers.running_max == 0
+    told = (numbers.running, numbers.waiting, numbers.busy_share)
+    assert told == pytest.approx(truth, rel=0.02)
+    assert numbers.waiting_share == pytest.approx(numbers.busy_share)
+    # Nor do polls that saw it change what is right, and where they tell all it is the same.
+    # Several front ends count no steps: those of a first burst say how many ran.
+    first = np.arange(-10, 5, 0.1)
+    for polls, front_ends in ((np.arange(-10, 60.5, 1), 1), (np.arange(-10, 60.1, 0.1), 1),
+                              ([*first, *pauses[16:]], 2)):  # fmt: skip
+        seen, truth = starved(polls, front_ends=front_ends)
+        told = (seen.running, seen.waiting, seen.busy_share)
+        assert told == pytest.approx(truth, rel=0.02)
+        assert seen.waiting_share == pytest.approx(truth[2] * 7 / 8, rel=0.15)
+
+
+def test_requests_that_were_left_have_no_times_so_the_polls_count():
+    numbers, (running, waiting, _) = starved(np.arange(-10, 60.1, 0.1), left=40)
+    assert numbers.running == pytest.approx(running, rel=0.05)
+    assert numbers.waiting == pytest.approx(waiting, rel=0.05)
+
+
 def test_an_idle_hour_does_not_make_the_queue_of_a_burst_shorter():
     waits = [0] * 100 + [6] * 12 + [0] * 100
     runs = [0] * 100 + [8] * 12 + [0] * 100
