@@ -296,6 +296,10 @@ class Window:
         ended, queued, gaps, began = (self.histograms.get(n) for n in (E2E, QUEUE, ITL, TTFT))
         if ended is None or queued is None or gaps is None or began is None:
             return None
+        prefill, decode = self.histograms.get(PREFILL), self.histograms.get(DECODE)
+        ran = ended.sums - queued.sums
+        if prefill is not None and decode is not None:  # without what a front end takes
+            ran = prefill.sums + decode.sums
         running, waiting = self.gauges[RUNNING], self.gauges[WAITING]
         idle, most = (running == 0) & ~(waiting > 0), np.nan_to_num(running).argmax()
         pauses = np.flatnonzero(idle)
@@ -310,7 +314,7 @@ class Window:
             """Return what came in each stretch, of what came in the interval before each poll."""
             return np.asarray(np.add.reduceat(each[inside], starts))
 
-        ran_s, queued_s = total(ended.sums - queued.sums), total(queued.sums)
+        ran_s, queued_s = total(ran), total(queued.sums)
         count, tokens = total(ended.counts.sum(axis=1)), total(gaps.counts.sum(axis=1))
         cut = np.logical_or.reduceat(~(self.intervals_s[inside] > 0), starts)
         tell = ~cut & (count >= total(began.counts.sum(axis=1)))

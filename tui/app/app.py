@@ -91,6 +91,7 @@ class TtscopeApp(LibraryApp):
     present: a recording of what runs today; read with the others.
     keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
     screen: the one that is shown first.
+    watch: what the Live screen watches at the start, as its field takes it.
 
     """
 
@@ -146,6 +147,7 @@ class TtscopeApp(LibraryApp):
         fitted: Advisor | None = None,
         keys: Path | None = None,
         screen: str = DEFAULT_MODE,
+        watch: str = "",
     ) -> None:
         factory = advisor_factory or partial(FittedAdvisor, systems=systems)
         self.DEFAULT_MODE = screen  # type: ignore[misc]
@@ -159,7 +161,7 @@ class TtscopeApp(LibraryApp):
         self.stylesheet.set_variables(self.get_css_variables())
         if keys is not None:
             self.set_keymap(read_keys(keys, key_ids()))
-        self.limits = dict(limits or {})
+        self.limits, self.watch_first = dict(limits or {}), watch
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Return the filter that keeps commands from the terminal, behind Textual's."""

@@ -168,6 +168,7 @@ class LibraryApp(App[None]):
         self.loading_paths = True
         self.foresees = False  # whether it is known of what is still read that advice learns of it
         self.watching = False  # whether screen 3 watches a server
+        self.watch_first = ""  # what it is to watch at the start
         self.price: float | None = None  # USD per device-hour, over what recordings say
         self.library_changed: Signal[None] = Signal(self, "library")
         self.first_paths = [*map(Path, paths), *([] if present is None else [present])]

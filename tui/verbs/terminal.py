@@ -29,8 +29,9 @@ def prepare() -> None:
 class Terminal:
     """What the app opens with, or what it writes."""
 
-    recordings: list[Path] | None = argument(
-        "Recordings, or folders, ./runs by default.", default=None
+    recordings: list[str] | None = argument(
+        "Recordings, or folders, ./runs by default, or a server's URL to watch.",
+        default=None,
     )
     screen: str = option("recordings", "Shown first: recordings, run, live or advice.")
     keys: Path | None = option(None, "TOML of keys instead of ~/.config/ttscope/keys.toml.")
@@ -50,10 +51,14 @@ class Terminal:
 )
 def tui(asked: Terminal) -> None:
     """Open the terminal app."""
-    paths, systems = asked.recordings or [Path("runs")], asked.gpu or ()
-    for path in asked.recordings or ():
+    urls = [each for each in asked.recordings or () if "://" in each]
+    named = [Path(each) for each in asked.recordings or () if "://" not in each]
+    paths, systems = named or [Path("runs")], asked.gpu or ()
+    for path in named:
         if not path.exists():
             raise RecordingError(f"{path}: no such recording or folder")
+    if urls and (asked.web or asked.screenshot is not None):
+        raise UsageError(f"{urls[0]}: --web and --screenshot watch no server. Leave it out")
     if asked.web or asked.listen is not None:
         _serve(asked, paths, systems)
         return
@@ -70,7 +75,8 @@ def tui(asked: Terminal) -> None:
     if asked.screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
         keys = default_file() if default_file().exists() else None
-        app = start(paths, keys=asked.keys or keys, screen=asked.screen)
+        screen = "live" if urls else asked.screen
+        app = start(paths, keys=asked.keys or keys, screen=screen, watch=" ".join(urls))
         app.learns_ahead, app.answers = True, EarlierAnswers(systems)
         app.run()
         if app.return_code:  # it broke, and has said how

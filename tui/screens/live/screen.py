@@ -194,6 +194,13 @@ class LiveScreen(ModeScreen):
         with VerticalScroll(id="page"):
             yield StillText(id="text")
 
+    def on_mount(self) -> None:
+        """Watch what the app was started with."""
+        super().on_mount()
+        asked, self.ttscope.watch_first = self.ttscope.watch_first, ""
+        if asked:
+            self._ask(asked)
+
     @on(Judged)
     def _show_judged(self, event: Judged) -> None:
         if self._watch is None and self._kept == event.folder:
@@ -257,15 +264,19 @@ class LiveScreen(ModeScreen):
 
     @on(Input.Submitted, "#url")
     def _attach_to(self, event: Input.Submitted) -> None:
+        self._ask(event.value)
+
+    def _ask(self, value: str) -> None:
+        """Watch what was typed, or say what is wrong with it."""
         if self._watch is not None:
             self.say("this is being watched: s stops it", bad=True)
             return
         try:
-            target = parse_target(event.value)
+            target = parse_target(value)
         except UsageError as error:
             self.say(str(error), bad=True)
             return
-        self._asked = event.value
+        self._asked = value
         if target.kernels is None or target.yes:
             self._begin(target)
             return

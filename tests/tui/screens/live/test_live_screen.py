@@ -54,6 +54,19 @@ async def attach_to(pilot, text):
     await pilot.press("enter")
 
 
+async def test_the_app_that_is_given_a_url_watches_it(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app, seen = TtscopeApp([tmp_path], screen="live", watch=server.url), []
+    async with app.run_test(message_hook=seen.append) as pilot:
+        await wait_for(pilot, seen, LiveScreen.Ticked)
+        assert app.screen.query_one("NavBar").status.startswith("127.0.0.1:")
+        await pilot.press("s")
+        await wait_for(pilot, seen, LiveScreen.Ended)
+        await pilot.press("1", "3")
+        await settle(pilot)
+        assert app.screen.query_one("NavBar").status == "not connected"  # it is watched once
+
+
 @pytest.mark.slow
 async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
