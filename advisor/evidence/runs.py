@@ -338,6 +338,7 @@ def read_runs(recording: Recording) -> ReadRuns:
 
 AT_MOST = 0.2  # of the time in which requests wait, that the most of them are there at once
 NEAR_MOST = 0.5  # of it, that nine in ten of the most or more are there
+REACHED = 20  # times that one more makes the most of them: of open traffic a few more come at once
 
 
 def clients_wait(at_once: int) -> str:
@@ -353,7 +354,8 @@ def requests_at_once(samples: pl.DataFrame, max_num_seqs: int | None) -> int | N
     """Return how many requests were in flight at most, where clients waited for answers.
 
     Then nearly as many as can be are there while any waits for a place in the engine, as each that
-    ends brings the next. Of open traffic the most are seldom there. None where nothing waits.
+    ends brings the next, time and again. Of open traffic the most are seldom there, or only once.
+    None where nothing waits.
     """
     known = samples.drop_nulls(["arrival", "end"])
     if not known.height or max_num_seqs is None:
@@ -363,9 +365,15 @@ def requests_at_once(samples: pl.DataFrame, max_num_seqs: int | None) -> int | N
     order = np.lexsort((change, times))
     there, spans = np.cumsum(change[order])[:-1], np.diff(times[order])
     most, waits = int(there.max(initial=0)), there > max_num_seqs
+    reached = ((there == most) & (change[order][:-1] > 0)).sum()
     waited = float(spans[waits].sum())
     at_most, near = (spans[waits & (there >= share * most)].sum() for share in (1.0, 0.9))
-    closed = waited > 0 and at_most >= AT_MOST * waited and near >= NEAR_MOST * waited
+    closed = (
+        waited > 0
+        and reached >= REACHED
+        and at_most >= AT_MOST * waited
+        and near >= NEAR_MOST * waited
+    )
     return most if closed else None
 
 
