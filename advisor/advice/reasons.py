@@ -450,6 +450,8 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
         )
     if metrics.rate_per_s is not None:
         come = "when they did as recorded" if metrics.as_sent else "at random"
+        if metrics.as_sent and metrics.rate_per_s != evidence.load[1]:
+            come = "as they did when recorded, faster or slower"
         yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive {come}"
     else:
         in_flight = evidence.load[0]

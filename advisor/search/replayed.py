@@ -185,7 +185,7 @@ class CandidateReplays:
                 cost = partial(_cost, law, candidate, speed_left)
                 came = [dataclasses.replace(each, arrivals=on.arrivals) for each in workloads]
                 run = partial(self._each, came, cost, candidate, sent=on)
-                return self._once(candidate, ("sent", speed), run)
+                return self._once(candidate, ("sent", rate_per_s, speed), run)
             steady = speed * rate_per_s <= STEADY * served
             draws = self.policy_work.problems(kind.pool, kind.policy)
             run = partial(self._open, cost, candidate, rate_per_s, draws, steady=steady)

@@ -7,6 +7,7 @@ replay gives is put back: dt = pace(t) d(machine time).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -23,6 +24,7 @@ from traces.statistics import Floats
 WINDOW_S: Final = 0.25  # of one pace, or as long as STEPS steps take: load and pace change at once
 STEPS: Final = 20
 SHRUNK: Final = 0.01  # of a window: so many seconds at the mean pace count beside its steps
+MOST_KNOTS: Final = 1_000_000  # of a pace that comes again
 FAR: Final = 1e9  # seconds before and after what was recorded, at the mean pace
 
 
@@ -68,6 +70,22 @@ class Pace:
             machine_s=np.concatenate([-far / mean, machine_s, machine_s[-1:] + far / mean]),
             mean=mean,
         )
+
+    def passing(self, faster: float, period_s: float, until_s: float) -> Pace:
+        """Return the pace of hours that pass `faster`, and whose first `period_s` come again.
+
+        They do so by the clock until then.
+        """
+        inside = (self.clock_s > 0) & (self.clock_s < period_s)
+        clock = np.concatenate([[0.0], self.clock_s[inside], [period_s]])
+        machine = self.in_machine_time(clock)
+        most = max(MOST_KNOTS // len(clock), 1)
+        laps = np.arange(min(math.ceil(until_s * faster / period_s), most))
+        clock, machine = (
+            np.append(0.0, np.add.outer(each[-1] * laps, each[1:] - each[0]).ravel())
+            for each in (clock, machine - machine[0])
+        )
+        return self._with_ends(clock / faster, machine / faster, self.mean)
 
     def stretched(self, factor: float) -> Pace:
         """Return the pace of a machine on which all takes `factor` times as long, arrivals too."""

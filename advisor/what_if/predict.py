@@ -583,8 +583,7 @@ def _pace(
         return None
     if question.pace_of is not None:
         return pace_in(question.pace_of, law or model.law(question.engine), question.engine)
-    asked = question.rate_per_s is not None or question.concurrency is not None
-    return None if asked else own
+    return None if question.concurrency is not None else own
 
 
 def _hour_notes(after: Replays) -> list[str]:
@@ -731,12 +730,7 @@ def _outside(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
             "problems and samples alone"
         )
-    if after.arrivals_drawn:
-        notes.append(
-            f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
-        )
-    elif rate is not None and not question.arrivals_sent:
-        notes.append("arrivals are one draw, and another --seed gives others")
+    notes += _arrival_notes(after, question)
     if after.uncapped:
         notes.append(
             Telling(
@@ -745,6 +739,21 @@ def _outside(
             )
         )
     return notes
+
+
+def _arrival_notes(after: Replays, question: Question) -> list[str]:
+    """Say when problems come at an asked rate."""
+    rate = question.rate_per_s
+    if rate is None or question.arrivals_sent:
+        return []
+    if after.hours is not None:
+        return [
+            f"requests come as they did when recorded, {after.hours.faster(rate):.3g} times as "
+            "fast. The machine's pace changes as much faster"
+        ]
+    if after.arrivals_drawn:
+        return [f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"]
+    return ["arrivals are one draw, and another --seed gives others"]
 
 
 def _of_a_start(after: Replays, rate_per_s: float) -> str:

@@ -22,6 +22,7 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
+from advisor.replay.arrivals import Hours, hours_of
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
     MOST,
@@ -292,7 +293,7 @@ class Replays:
     def _draw_arrivals(self) -> None:
         """Give each draw its own arrivals at the asked rate, where step times have a spread."""
         question = self.question
-        rate = None if question.arrivals_sent else question.rate_per_s
+        rate = None if question.arrivals_sent or self.hours else question.rate_per_s
         drawn_again = question.policy.temperature != 0 and not self.as_sent
         self.samples_drawn = drawn_again and not question.arrivals_sent
         self.arrivals_drawn = rate is not None and self.times.sigma is not None
@@ -300,7 +301,7 @@ class Replays:
             self.workloads = [
                 replace(
                     self.workloads[draw % len(self.workloads)],
-                    arrivals=poisson_arrivals(rate, len(self.ids), question.seed, draw=draw),
+                    arrivals=self._asked_arrivals(len(self.ids), draw=draw),
                 )
                 for draw in range(MOST)
             ]
@@ -389,12 +390,23 @@ class Replays:
         return replace(load, route=stop.value)
 
     def _arrivals(self, own: RecordedRun) -> Floats | None:
-        rate = self.question.rate_per_s
-        if rate is not None:
-            return poisson_arrivals(rate, len(self.ids), self.question.seed)
+        self.hours: Hours | None = None
+        if self.arrivals_asked:
+            given = self.question.arrivals_sent or not self.as_sent
+            self.hours = None if given else hours_of(own)
+            if self.hours is None and self.question.pace_of is None:
+                self.pace = None
+            return self._asked_arrivals(len(self.ids))
         if self.question.concurrency is None and own.concurrency is None:
             return own.arrivals_s(self.ids)
         return None
+
+    def _asked_arrivals(self, count: int, *, draw: int = 0) -> Floats:
+        question = self.question
+        assert question.rate_per_s is not None
+        if self.hours is not None:
+            return self.hours.at(question.rate_per_s, count)
+        return poisson_arrivals(question.rate_per_s, count, question.seed, draw=draw)
 
     def _run(
         self,
@@ -411,7 +423,10 @@ class Replays:
         pace, front_end_s = self.pace, factor * workload.front_end_s
         if pace is not None and pace is not self.own_pace and self.own_pace is not None:
             front_end_s = front_end_s * pace.mean / self.own_pace.mean
-        if pace is not None and (self.arrivals_asked or workload.arrivals is None):
+        if pace is not None and self.hours is not None and workload.arrivals is not None:
+            rate, last = self.question.rate_per_s, 2 * float(workload.arrivals[-1])
+            pace = self.hours.pace_at(rate or self.hours.rate_per_s, pace, last)
+        elif pace is not None and (self.arrivals_asked or workload.arrivals is None):
             pace = Pace.constant(pace.mean)  # nothing says at which hour that is
         workload = replace(workload, front_end_s=front_end_s)
         at_once = None if self.arrivals_asked else self.at_once
@@ -555,7 +570,7 @@ class Replays:
         around = max(math.ceil(self.steady_after / count), 1)
         samples = len(self.workloads[0].prompt_tokens)
         while (passes := 2 * around + STEADY_PASSES) * samples <= MOST_SAMPLES:
-            arrivals = poisson_arrivals(rate, passes * count, self.question.seed)
+            arrivals = self._asked_arrivals(passes * count)
             run = self._run(replace(self._stream(passes), arrivals=arrivals), 1.0)
             stay = rate * float(run.latency_s.max())
             if stay <= around * count:
