@@ -178,6 +178,10 @@ class Prior:
             spent = count * self.scales["attention"] * float(mixer.decode(at, context)[0, 0])
             total += spent
             _add(by_rule, mixer.rule, mixer.spread, spent)
+        slow = self.tables.slow_host(self.split.tensor) if self.all_reduces else None
+        if slow is not None:
+            spent = float(self._collectives(USUAL_BATCH)(at)[0])
+            _add(by_rule, slow.rule, slow.spread, spent)
         return {
             rule: (spent / total, spread / spent)
             for rule, (spent, spread) in by_rule.items()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,7 +29,7 @@ from traces.errors import (
 )
 from traces.foreign.packages import PRIOR, package_folder
 from traces.plain_yaml import plain_yaml
-from traces.statistics import Floats
+from traces.statistics import Z95, Floats
 
 FRAMEWORK: Final = "vllm"
 FILES: Final = {
@@ -153,6 +153,53 @@ def _read_rows(path: Path) -> pl.DataFrame:
 FLOAT32: Final = {80: 16.0, 89: 4.0, 90: 14.8, 100: 30.0, 103: 32.0, 120: 4.0}
 
 
+LEAST_OF_PAIR: Final = 0.5  # of the bytes a second of two GPUs, that more of them move by PCIe
+SMALL_BYTES: Final = 65_536  # of a message that takes as long without peer-to-peer transfers
+
+
+class SlowHost(NamedTuple):
+    """A host whose GPUs reached one another through its memory: bytes a second on the bus."""
+
+    group_size: int
+    measured: float
+    pair: float
+
+    def mended(self, rows: Floats) -> Floats:
+        """Return all-reduces [rows, (bytes, seconds)], large ones at the rate of two GPUs."""
+        sizes, seconds = rows.T
+        small = float(np.interp(SMALL_BYTES, sizes, seconds))
+        more = np.maximum(sizes - SMALL_BYTES, 0.0) * _on_bus(self.group_size) / self.pair
+        return np.column_stack(
+            [sizes, np.where(sizes > SMALL_BYTES, np.minimum(seconds, small + more), seconds)]
+        )
+
+    @property
+    def rule(self) -> str:
+        """What is by rule, in words."""
+        return (
+            f"all-reduces of {self.group_size} GPUs beyond 64 KiB: at {self.pair / 1e9:.3g} GB/s, "
+            f"as two of these GPUs have. The tables' host moved {self.measured / 1e9:.3g} GB/s "
+            "among so many, without peer-to-peer transfers"
+        )
+
+    @property
+    def spread(self) -> float:
+        """How far they lie off (sd of the log): the tables' host is at an end of nine in ten."""
+        return float(np.log(self.pair / self.measured)) / Z95
+
+
+def _on_bus(group_size: int) -> float:
+    """Return how often each byte of an all-reduce crosses the bus (a ring, Patarasuk 2009)."""
+    return 2 * (group_size - 1) / group_size
+
+
+def _bus_rate(rows: pl.DataFrame, group_size: int) -> float:
+    """Return the bytes a second that all-reduces of the largest size move on the bus."""
+    largest = rows.filter(pl.col("message_size") == pl.col("message_size").max())
+    per_s = (largest["message_size"] / largest["seconds"]).to_numpy()
+    return float(per_s.max()) * _on_bus(group_size)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
     """The tables of one system; times in seconds. Made by `read_prior`.
@@ -249,9 +296,42 @@ class PriorTables:
         """Return [rows, (bytes, seconds)] of all-reduces, those in CUDA graphs under True.
 
         A message takes no longer than a larger one: between the sizes of two kernels the tables
-        have a third and slow one, where engines have others (fused with the norm behind it).
-        Raises TablesError, naming what there is, where the group was not measured.
+        have a third and slow one, where engines have others (fused with the norm behind it). Where
+        the host had no peer-to-peer transfers, large ones go by the link (`slow_host`). Raises
+        TablesError, naming what there is, where the group was not measured.
         """
+        rows, slow = self._all_reduce_rows(group_size), self.slow_host(group_size)
+        parts = {
+            graph: rows.filter(pl.col("kernel_source").str.ends_with("graph") == graph)
+            for graph in (True, False)
+        }
+        least = pl.col("seconds").cum_min(reverse=True)
+        found = {
+            graph: part.select("message_size", least).to_numpy().astype(float)
+            for graph, part in parts.items()
+            if len(part)
+        }
+        return (
+            found if slow is None else {graph: slow.mended(rows) for graph, rows in found.items()}
+        )
+
+    def slow_host(self, group_size: int) -> SlowHost | None:
+        """Return what tells that the host of a group had no peer-to-peer transfers, or None.
+
+        That is a group over PCIe that moves less than half as many bytes a second as two of its
+        GPUs do.
+        """
+        link = float(self.node.get("intra_node_bw") or np.inf)
+        if group_size <= 2 or link > float(self.node.get("pcie_bw") or 0.0):
+            return None
+        try:
+            pair, own = (_bus_rate(self._all_reduce_rows(n), n) for n in (2, group_size))
+        except TablesError:
+            return None
+        return SlowHost(group_size, own, pair) if own < LEAST_OF_PAIR * pair else None
+
+    def _all_reduce_rows(self, group_size: int) -> pl.DataFrame:
+        """Return the all-reduces of a group, by bytes. Raises TablesError as `all_reduces` does."""
         if "comm" not in self.versions:
             raise TablesError(f"{self.system}: no all-reduces were measured. Use one GPU")
         table = self.read("comm").filter(allreduce_dtype="bfloat16")
@@ -261,17 +341,7 @@ class PriorTables:
             raise TablesError(
                 f"{self.system}: no all-reduce of {group_size} GPUs was measured. There are {sizes}"
             )
-        rows = rows.with_columns(pl.col("message_size") * BYTES_PER_ELEMENT).sort("message_size")
-        parts = {
-            graph: rows.filter(pl.col("kernel_source").str.ends_with("graph") == graph)
-            for graph in (True, False)
-        }
-        least = pl.col("seconds").cum_min(reverse=True)
-        return {
-            graph: part.select("message_size", least).to_numpy().astype(float)
-            for graph, part in parts.items()
-            if len(part)
-        }
+        return rows.with_columns(pl.col("message_size") * BYTES_PER_ELEMENT).sort("message_size")
 
     def path(self, family: str, name: str | None = None) -> Path:
         """Return the file of a table."""

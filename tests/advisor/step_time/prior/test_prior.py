@@ -381,3 +381,27 @@ def test_the_installed_tables_price_a_model_on_every_system():
 def test_the_installed_times_of_a_table_are_given_back():
     rows = product(read_prior("h100_sxm"), 4096, 4096).rows
     assert interpolated(rows, np.array([1.0]))[0] == pytest.approx(15.0e-6, rel=0.05)
+
+
+@installed
+def test_large_all_reduces_of_a_host_without_peer_to_peer_go_by_the_link():
+    """Four L40S of the tables' host moved 3.7 GB/s, two of them 19."""
+    tables = read_prior("l40s")
+    assert tables.slow_host(2) is None
+    pair = tables.all_reduces(2)[True]
+    for size in (4, 8):
+        slow, raw = tables.slow_host(size), tables._all_reduce_rows(size)
+        assert slow.measured < 4e9 < 19e9 < slow.pair
+        for rows in tables.all_reduces(size).values():
+            on_bus = 2 * (size - 1) / size
+            assert rows[-1, 0] * on_bus / rows[-1, 1] == pytest.approx(slow.pair, rel=0.02)
+            assert (np.diff(rows[:, 1]) >= 0).all()
+            small = rows[:, 0] <= 65_536
+            assert set(rows[small, 1]) <= set(raw["seconds"])  # as measured
+        assert rows[-1, 1] > pair[-1, 1]
+        assert "3.74 GB/s" in slow.rule or "1.95 GB/s" in slow.rule
+    for system, size in (("h100_sxm", 8), ("rtx_pro_6000_server", 8)):
+        assert read_prior(system).slow_host(size) is None
+    facts = dataclasses.replace(TINY, hidden_size=8192)
+    told = prior_of(tables, facts, EngineConfig(model="t", tensor_parallel_size=4)).shares
+    assert any("without peer-to-peer" in rule for rule in told)
