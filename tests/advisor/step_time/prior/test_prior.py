@@ -405,3 +405,10 @@ def test_large_all_reduces_of_a_host_without_peer_to_peer_go_by_the_link():
     facts = dataclasses.replace(TINY, hidden_size=8192)
     told = prior_of(tables, facts, EngineConfig(model="t", tensor_parallel_size=4)).shares
     assert any("without peer-to-peer" in rule for rule in told)
+
+
+@installed
+@pytest.mark.parametrize("asked", ["gh200", "GH200_SXM"])
+def test_a_gpu_without_tables_is_told_whose_chip_it_has(asked):
+    with pytest.raises(UsageError, match="no operator tables. It has the chip of h100_sxm"):
+        read_gpu(asked)
