@@ -23,7 +23,6 @@ from advisor.evidence.gather import MOST_SEEN, Evidence, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.measured import Under
 from advisor.evidence.runs import arrival_rate, clients_wait
-from advisor.replay.arrivals import FEWEST, Hours
 from advisor.search.budget import Prices
 from advisor.search.closed_form import ClosedForm, Demands
 from advisor.search.metrics import CandidateMetrics
@@ -32,7 +31,7 @@ from advisor.search.replayed import CandidateReplays, Sent
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel, learned
-from advisor.step_time.pace import pace_of
+from advisor.step_time.pace import FEWEST, Hours, pace_of
 from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation

@@ -2,7 +2,7 @@
 
 The pace is how many times as long steps took as by the law. A replay runs in the machine's own
 time, in which each step takes what the law has. What comes by the clock is put there, and what the
-replay gives is put back: dt = pace(t) d(machine time).
+replay gives is put back: dt = pace(t) d(machine time). At another rate the same hours pass faster.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedRun
+from advisor.evidence.runs import RecordedRun, rate_under_load
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
@@ -25,6 +25,7 @@ WINDOW_S: Final = 0.25  # of one pace, or as long as STEPS steps take: load and 
 STEPS: Final = 20
 SHRUNK: Final = 0.01  # of a window: so many seconds at the mean pace count beside its steps
 MOST_KNOTS: Final = 1_000_000  # of a pace that comes again
+FEWEST: Final = 100  # problems, from which they come at another rate as they did, only faster
 FAR: Final = 1e9  # seconds before and after what was recorded, at the mean pace
 
 
@@ -161,3 +162,49 @@ def at_one_pace(table: StepTable, seconds: Floats) -> StepTable:
     since = ((table.ends - table.ends.min()) / 1e9).astype(float)
     pace = Pace.of(since, table.seconds, table.composition @ seconds)
     return replace(table, seconds=table.seconds / (pace.at(since) / pace.mean))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hours:
+    """The hours in which problems came by the clock, `rate_per_s` of the time in which they came.
+
+    `came_s` [problems] are seconds since the first, ascending. At another rate the same hours pass
+    faster or slower, with their bursts, and each problem meets the machine as it did.
+    """
+
+    came_s: Floats
+    rate_per_s: float
+
+    @property
+    def period_s(self) -> float:
+        """How long they last until they may begin anew."""
+        return float(self.came_s[-1]) + 1 / self.rate_per_s
+
+    def faster(self, rate_per_s: float) -> float:
+        """Return how many times as fast they pass at a rate."""
+        return rate_per_s / self.rate_per_s
+
+    def at(self, rate_per_s: float, count: int) -> Floats:
+        """Return when so many come [count], ascending: as they did, and again after the last."""
+        laps = np.arange(-(-count // len(self.came_s)))
+        came = np.add.outer(laps * self.period_s, self.came_s).ravel()[:count]
+        return np.asarray(came / self.faster(rate_per_s))
+
+    def pace_at(self, rate_per_s: float, pace: Pace, until_s: float) -> Pace:
+        """Return the machine's pace in these hours, which pass faster, and again until then."""
+        return pace.passing(self.faster(rate_per_s), self.period_s, until_s)
+
+
+def hours_of(run: RecordedRun) -> Hours | None:
+    """Return the hours in which a run's problems came, in their order.
+
+    None of problems that came when others were answered, and of too few to tell bursts.
+    """
+    came = [each.arrival_ns for each in run.problems.values()]
+    known = np.array([each for each in came if each is not None], dtype=np.int64)
+    if run.concurrency is not None or run.at_once is not None or len(known) < FEWEST:
+        return None
+    rate = rate_under_load(came, (each.latency_s for each in run.problems.values()))
+    if rate is None or len(known) < len(came) or (np.diff(known) < 0).any():
+        return None
+    return Hours(came_s=(known - known[0]) / 1e9, rate_per_s=rate)

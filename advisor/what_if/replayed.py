@@ -22,7 +22,6 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
-from advisor.replay.arrivals import Hours, hours_of
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
     MOST,
@@ -43,7 +42,7 @@ from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, StepTimes, beyond_share, largest
 from advisor.step_time.operators.files import Operators
-from advisor.step_time.pace import Pace
+from advisor.step_time.pace import Hours, Pace, hours_of
 from advisor.step_time.power.law import PowerLaw
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.replay.arrivals import FEWEST, Hours, hours_of
-from advisor.step_time.pace import Pace
+from advisor.step_time.pace import FEWEST, Hours, Pace, hours_of
 from tests.advisor.asking import predicted
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import watched
