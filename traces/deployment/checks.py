@@ -832,7 +832,10 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         chosen = []  # no problem was decided in both
     elif not limits:
         if compared.reason is not None:
-            raise TtscopeError(f"cannot be compared: {compared.reason}")
+            raise TtscopeError(
+                f"cannot be compared: {compared.reason}. Send both the same workload (ttscope "
+                "record --endpoint URL), or name limits with --fail-on"
+            )
         chosen = [each for each in chosen if each.tag in there]
     other_load = load_differs(compared)
     judged = judge(chosen, compared) if chosen else ()

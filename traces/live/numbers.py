@@ -980,12 +980,17 @@ def _times(window: Window, name: str) -> Times:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Record):
-    """What the last poll said; `still_s` is for how long the engine had been stalled by then."""
+    """What the last poll said.
+
+    `still_s` is for how long the engine had been stalled by then, `tokens` how many were generated
+    since the poll before.
+    """
 
     running: float | None
     waiting: float | None
     kv_share: float | None
     still_s: float
+    tokens: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1139,7 +1144,8 @@ def _last(window: Window) -> Reading:
     if window.stalls is not None:
         going = np.flatnonzero(~window.stalls)
         still_s = float(window.intervals_s[going[-1] + 1 if going.size else 0 :].sum())
-    return Reading(running=running, waiting=waiting, kv_share=kv, still_s=still_s)
+    tokens = _known(window.counted[GENERATED][-1])
+    return Reading(running=running, waiting=waiting, kv_share=kv, still_s=still_s, tokens=tokens)
 
 
 def _stalled_share(window: Window) -> float | None:

@@ -664,6 +664,7 @@ def test_an_engine_whose_requests_get_no_token_is_stalled_and_not_full():
     assert kinds(hung(300, kv=lambda at: at / 1000))[0] == ["queueing"]
     assert hung(300, gaps=False).stalled_share is None
     assert hung(300, running=0).last.still_s == 0
+    assert hung(300).last.tokens == 0 and hung(0).last.tokens == 30
 
 
 def test_what_came_while_a_profiler_held_the_server_is_left_out():

@@ -290,6 +290,10 @@ def now_text(snapshot: Snapshot, *, width: int) -> Content:
     )
     limit = f" of {snapshot.limit}" if snapshot.limit and len(readings) == 1 else ""
     parts = [f"{waiting:.0f} wait, {running:.0f}{limit} run"]
+    if state == "running" and not running:
+        parts.append(
+            f"{sum(each.tokens or 0 for each in readings):,.0f} tokens since the last poll"
+        )
     if state == "profiled":
         parts.append("a kernel window is open, for which the server stands still")
     if state == "stalled":
@@ -322,7 +326,8 @@ def _state(reading: Reading) -> str:
         return "stalled"
     if waits:
         return "KV-bound" if (reading.kv_share or 0) > KV_FULL else "queueing"
-    return "running" if (reading.running or 0) > 0 else "idle"
+    # A busy front end answers in the pauses of a load.
+    return "running" if (reading.running or 0) > 0 or (reading.tokens or 0) > 0 else "idle"
 
 
 def _badge(label: str, badge: str, style: str, text: str, width: int) -> tuple[Content, list[str]]:

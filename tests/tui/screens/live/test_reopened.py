@@ -164,6 +164,8 @@ def test_no_banner_is_green_while_requests_wait_now(numbers):
     assert now(still_s=31.0).startswith("NOW       STALLED  11 wait, 5 of 8 run, no token for 31 s")
     assert now(waiting=0.0).startswith("NOW       RUNNING")
     assert now(waiting=0.0, running=0.0).startswith("NOW       IDLE")
+    between = now(waiting=0.0, running=0.0, tokens=446.0)
+    assert between.startswith("NOW       RUNNING  0 wait, 0 of 8 run, 446 tokens since the last")
     held = replace(snapshot, profiled=True)
     assert "a kernel window is open" in now_text(held, width=78).plain.lower()
 
