@@ -49,6 +49,9 @@ PAUSE = 0.25  # of a step's own time, by which it began later than the one befor
 TRIES, SWAPS = 8, 50  # in the search for those that ended together
 
 
+_CONTENT = ("prefill_requests", "prefill_tokens", "decode_requests", "decode_kv_tokens")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Steps:
     """The steps of one rank, in order, all [steps]; `begin` and `end` are unix ns.
@@ -74,10 +77,9 @@ class _Steps:
 
     @classmethod
     def of(cls, steps: pl.DataFrame, budget: int | None) -> _Steps:
-        names = ("end", "prefill_requests", "prefill_tokens", "decode_requests")
-        more = ("decode_kv_tokens", "waiting", "prefill_kv_tokens")
         end, prompts, computed, decodes, context, waiting, read = (
-            steps[name].to_numpy().astype(np.int64) for name in (*names, *more)
+            steps[name].to_numpy().astype(np.int64)
+            for name in ("end", *_CONTENT, "waiting", "prefill_kv_tokens")
         )
         took = steps.select(pl.coalesce("wall_ns", "interval_ns").fill_null(0)).to_series()
         runs = decodes > 0
@@ -446,6 +448,10 @@ def _untold(steps: pl.DataFrame, lost: int) -> str | None:
             "its engine speculates, or too few steps show whether it does",
         ),
         (steps["waiting"].null_count(), "its steps lack how many requests wait"),
+        (
+            any(steps[name].null_count() for name in _CONTENT),
+            "some of its steps do not say what they computed",
+        ),
         (lost > MOST_LOST * total, f"{lost:,} of {total:,} steps are missing"),
         (
             not steps["prefill_tokens"].sum(),

@@ -271,3 +271,15 @@ def test_requests_that_a_short_recording_cuts_off_are_said_to_be_left_out(tmp_pa
         kept = len(evidence.runs[0].problems)
         assert any("are left out. The others are shorter" in each for each in evidence.lost) == told
         assert kept < 300 if told else kept > 1400
+
+
+@pytest.mark.parametrize(
+    "name", ["prefill_requests", "prefill_tokens", "decode_requests", "decode_kv_tokens"]
+)
+def test_steps_that_do_not_say_what_they_computed_tell_no_request(name):
+    """A forged recording ended in a traceback: a null became a negative number."""
+    steps, _ = served(50)
+    first = pl.int_range(pl.len()) == 0
+    lacking = steps.with_columns(pl.when(~first).then(pl.col(name)).alias(name))
+    why = inferred_traffic(lacking, engine_of(), "r", "e")
+    assert why == "some of its steps do not say what they computed"
