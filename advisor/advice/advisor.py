@@ -31,7 +31,7 @@ from advisor.search.replayed import CandidateReplays, Sent
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel, learned
-from advisor.step_time.pace import FEWEST, Hours, pace_of
+from advisor.step_time.pace import hours_at, pace_of
 from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation
@@ -283,19 +283,20 @@ class Advisor:
         None where they come at random.
         """
         sent, recorded = self.sent, self.evidence.load[1]
-        if rate_per_s is None or sent is None or recorded is None:
+        if rate_per_s is None or sent is None:
             return sent
-        if sent.at_once is not None or len(sent.arrivals) < FEWEST:
+        came_s = np.sort(sent.arrivals)
+        hours = hours_at(rate_per_s, recorded, came_s, at_once=sent.at_once)
+        if hours is None:
             return None
-        hours = Hours(came_s=np.sort(sent.arrivals), rate_per_s=recorded)
-        arrivals = sent.arrivals / hours.faster(rate_per_s)
-        until_s, pace = 2 * float(arrivals.max()), sent.pace
-        pace = None if pace is None else hours.pace_at(rate_per_s, pace, until_s)
+        arrivals, pace = sent.arrivals / hours.faster, sent.pace
+        if pace is not None:
+            pace = pace.passing(hours, 2 * float(arrivals.max()))
         return replace(sent, arrivals=arrivals, pace=pace)
 
     def notes(self, rate_per_s: float | None) -> tuple[str, ...]:
         """Return what to know of the recordings and of their load at an arrival rate (None: it)."""
-        sent = self.sent if rate_per_s is None else None
+        sent = self.sent_at(rate_per_s)
         waits = () if sent is None or sent.at_once is None else (clients_wait(sent.at_once),)
         return (*self.evidence.lost, *waits)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedRun, rate_under_load
+from advisor.evidence.runs import RecordedRun
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
@@ -72,11 +72,9 @@ class Pace:
             mean=mean,
         )
 
-    def passing(self, faster: float, period_s: float, until_s: float) -> Pace:
-        """Return the pace of hours that pass `faster`, and whose first `period_s` come again.
-
-        They do so by the clock until then.
-        """
+    def passing(self, hours: Hours, until_s: float) -> Pace:
+        """Return the pace as the hours pass, again and again until then."""
+        period_s, faster = hours.period_s, hours.faster
         inside = (self.clock_s > 0) & (self.clock_s < period_s)
         clock = np.concatenate([[0.0], self.clock_s[inside], [period_s]])
         machine = self.in_machine_time(clock)
@@ -166,45 +164,32 @@ def at_one_pace(table: StepTable, seconds: Floats) -> StepTable:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hours:
-    """The hours in which problems came by the clock, `rate_per_s` of the time in which they came.
+    """The hours in which problems came by the clock, which pass `faster` at another rate.
 
-    `came_s` [problems] are seconds since the first, ascending. At another rate the same hours pass
-    faster or slower, with their bursts, and each problem meets the machine as it did.
+    `came_s` [problems] are the recorded seconds since the first, ascending. The hours begin again
+    after `period_s` of these. Bursts stay, and each problem meets the machine as it did.
     """
 
     came_s: Floats
-    rate_per_s: float
+    period_s: float
+    faster: float
 
-    @property
-    def period_s(self) -> float:
-        """How long they last until they may begin anew."""
-        return float(self.came_s[-1]) + 1 / self.rate_per_s
-
-    def faster(self, rate_per_s: float) -> float:
-        """Return how many times as fast they pass at a rate."""
-        return rate_per_s / self.rate_per_s
-
-    def at(self, rate_per_s: float, count: int) -> Floats:
+    def arrivals(self, count: int) -> Floats:
         """Return when so many come [count], ascending: as they did, and again after the last."""
         laps = np.arange(-(-count // len(self.came_s)))
         came = np.add.outer(laps * self.period_s, self.came_s).ravel()[:count]
-        return np.asarray(came / self.faster(rate_per_s))
-
-    def pace_at(self, rate_per_s: float, pace: Pace, until_s: float) -> Pace:
-        """Return the machine's pace in these hours, which pass faster, and again until then."""
-        return pace.passing(self.faster(rate_per_s), self.period_s, until_s)
+        return np.asarray(came / self.faster)
 
 
-def hours_of(run: RecordedRun) -> Hours | None:
-    """Return the hours in which a run's problems came, in their order.
+def hours_at(
+    rate_per_s: float, recorded_per_s: float | None, came_s: Floats, *, at_once: int | None
+) -> Hours | None:
+    """Return recorded hours as they pass at a rate; None where problems come at random.
 
-    None of problems that came when others were answered, and of too few to tell bursts.
+    That is so of clients that wait for answers (`at_once` requests), and of too few problems to
+    tell bursts.
     """
-    came = [each.arrival_ns for each in run.problems.values()]
-    known = np.array([each for each in came if each is not None], dtype=np.int64)
-    if run.concurrency is not None or run.at_once is not None or len(known) < FEWEST:
+    if recorded_per_s is None or at_once is not None or len(came_s) < FEWEST:
         return None
-    rate = rate_under_load(came, (each.latency_s for each in run.problems.values()))
-    if rate is None or len(known) < len(came) or (np.diff(known) < 0).any():
-        return None
-    return Hours(came_s=(known - known[0]) / 1e9, rate_per_s=rate)
+    period_s = float(came_s[-1]) + 1 / recorded_per_s
+    return Hours(came_s=came_s, period_s=period_s, faster=rate_per_s / recorded_per_s)

@@ -748,7 +748,7 @@ def _arrival_notes(after: Replays, question: Question) -> list[str]:
         return []
     if after.hours is not None:
         return [
-            f"requests come as they did when recorded, {after.hours.faster(rate):.3g} times as "
+            f"requests come as they did when recorded, {after.hours.faster:.3g} times as "
             "fast. The machine's pace changes as much faster"
         ]
     if after.arrivals_drawn:

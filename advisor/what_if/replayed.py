@@ -42,7 +42,7 @@ from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, StepTimes, beyond_share, largest
 from advisor.step_time.operators.files import Operators
-from advisor.step_time.pace import Hours, Pace, hours_of
+from advisor.step_time.pace import Hours, Pace, hours_at
 from advisor.step_time.power.law import PowerLaw
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
@@ -389,10 +389,8 @@ class Replays:
         return replace(load, route=stop.value)
 
     def _arrivals(self, own: RecordedRun) -> Floats | None:
-        self.hours: Hours | None = None
+        self.hours = self._hours(own)
         if self.arrivals_asked:
-            given = self.question.arrivals_sent or not self.as_sent
-            self.hours = None if given else hours_of(own)
             if self.hours is None and self.question.pace_of is None:
                 self.pace = None
             return self._asked_arrivals(len(self.ids))
@@ -400,11 +398,23 @@ class Replays:
             return own.arrivals_s(self.ids)
         return None
 
+    def _hours(self, own: RecordedRun) -> Hours | None:
+        """Return the recorded hours as they pass at an asked rate; None where none are known."""
+        rate, told = self.question.rate_per_s, own.concurrency is None and self.as_sent
+        if rate is None or not told or self.question.arrivals_sent:
+            return None
+        if any(each.arrival_ns is None for each in own.problems.values()):
+            return None
+        came_s = own.arrivals_s(own.problems)
+        if (np.diff(came_s) < 0).any():
+            return None
+        return hours_at(rate, self.arriving_per_s, came_s, at_once=own.at_once)
+
     def _asked_arrivals(self, count: int, *, draw: int = 0) -> Floats:
         question = self.question
         assert question.rate_per_s is not None
         if self.hours is not None:
-            return self.hours.at(question.rate_per_s, count)
+            return self.hours.arrivals(count)
         return poisson_arrivals(question.rate_per_s, count, question.seed, draw=draw)
 
     def _run(
@@ -423,8 +433,7 @@ class Replays:
         if pace is not None and pace is not self.own_pace and self.own_pace is not None:
             front_end_s = front_end_s * pace.mean / self.own_pace.mean
         if pace is not None and self.hours is not None and workload.arrivals is not None:
-            rate, last = self.question.rate_per_s, 2 * float(workload.arrivals[-1])
-            pace = self.hours.pace_at(rate or self.hours.rate_per_s, pace, last)
+            pace = pace.passing(self.hours, 2 * float(workload.arrivals[-1]))
         elif pace is not None and (self.arrivals_asked or workload.arrivals is None):
             pace = Pace.constant(pace.mean)  # nothing says at which hour that is
         workload = replace(workload, front_end_s=front_end_s)

@@ -167,7 +167,7 @@ class SlowHost(NamedTuple):
     measured: float
     pair: float
 
-    def mended(self, rows: Floats) -> Floats:
+    def by_link(self, rows: Floats) -> Floats:
         """Return all-reduces [rows, (bytes, seconds)], large ones at the rate of two GPUs."""
         sizes, seconds = rows.T
         small = float(np.interp(SMALL_BYTES, sizes, seconds))
@@ -314,9 +314,9 @@ class PriorTables:
             for graph, part in parts.items()
             if len(part)
         }
-        return (
-            found if slow is None else {graph: slow.mended(rows) for graph, rows in found.items()}
-        )
+        if slow is None:
+            return found
+        return {graph: slow.by_link(part) for graph, part in found.items()}
 
     def slow_host(self, group_size: int) -> SlowHost | None:
         """Return what tells that the host of a group had no peer-to-peer transfers, or None.

@@ -5,20 +5,24 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.step_time.pace import FEWEST, Hours, Pace, hours_of
+from advisor.evidence.runs import rate_under_load
+from advisor.step_time.pace import FEWEST, Hours, Pace
 from tests.advisor.asking import predicted
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import watched
 
-BURSTS = Hours(came_s=np.repeat(np.arange(40) * 10.0, 5), rate_per_s=0.5)
+
+def bursts(faster):
+    return Hours(came_s=np.repeat(np.arange(40) * 10.0, 5), period_s=392.0, faster=faster)
 
 
 @pytest.mark.parametrize("times", [0.5, 1.0, 3.0])
 def test_hours_pass_faster_and_come_again(times):
-    count = len(BURSTS.came_s)
-    came = BURSTS.at(0.5 * times, 2 * count)
-    assert came[:count] * times == pytest.approx(BURSTS.came_s)
-    assert came[count:] - came[:count] == pytest.approx(BURSTS.period_s / times)
+    hours = bursts(times)
+    count = len(hours.came_s)
+    came = hours.arrivals(2 * count)
+    assert came[:count] * times == pytest.approx(hours.came_s)
+    assert came[count:] - came[:count] == pytest.approx(hours.period_s / times)
     assert (np.diff(came) >= 0).all()
 
 
@@ -27,7 +31,7 @@ def test_the_pace_of_the_hours_passes_with_them(faster):
     ends = np.arange(1, 8001) * 0.01
     slow = (ends % 20) < 5  # of 20 s five are slow
     pace = Pace.of(ends, np.where(slow, 0.02, 0.01), np.full(8000, 0.01))
-    passing = pace.passing(faster, 80.0, 200.0)
+    passing = pace.passing(dataclasses.replace(bursts(faster), period_s=80.0), 200.0)
     at = np.arange(0.05, 160 / faster, 0.5)
     assert passing.at(at) == pytest.approx(pace.at((at * faster) % 80.0), rel=0.05)
     assert passing.mean == pace.mean
@@ -53,7 +57,8 @@ def test_the_recorded_rate_gives_the_run_as_it_was_and_advice_says_the_same(seen
 
     (run,) = gather([seen], judged=False).runs
     assert len(run.problems) >= FEWEST
-    own = hours_of(run).rate_per_s
+    came = run.problems.values()
+    own = rate_under_load((e.arrival_ns for e in came), (e.latency_s for e in came))
     same = predicted(seen, rate_per_s=own)
     for which in ("mean", "p95"):
         was, now = (each.latency_s[which].value for each in (same.replayed, same.predicted))
