@@ -122,7 +122,7 @@ def errors(run: Run, replayed: Replayed) -> str:
     return " ".join("".join(cells[3 * n : 3 * n + 3]) for n in range(3))
 
 
-# What published runs of synchronous engines take beyond their kernels (docs/validation.md).
+# What published runs of synchronous engines take beyond their kernels (benchmarks/RESULTS.md).
 HOST = host_part(EngineConfig(model="", vllm_version="0.12.0", async_scheduling=False)).seconds
 
 

@@ -97,7 +97,7 @@ PARTS: Final = {  # what a step's time goes to; one model cannot tell launches f
 
 # Between which a feature's cost is taken to lie where no steps tell it, in times of a step's fixed
 # part: much comes with each step and little with each request, or the other way round. GPUs read
-# weights for many requests at once (docs/validation.md, "One recording alone").
+# weights for many requests at once (benchmarks/RESULTS.md, "One recording alone").
 FLAT: Final = ZERO._replace(
     step=1.0,
     prefill_step=1.0,

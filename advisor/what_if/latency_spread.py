@@ -27,7 +27,7 @@ from traces.schema.engine import ModelFacts
 from traces.statistics import Floats
 from traces.summary.comparison import PRIOR_REPEATS
 
-BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log (docs/validation.md)
+BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log (benchmarks/RESULTS.md)
 MOST_RUNS = 24  # that are replayed to see it
 
 

@@ -1,6 +1,6 @@
 """What an engine's step takes beyond its kernels: the host's part, by generation of engines.
 
-Learned by `benchmarks/host_term.py` from published serving points (docs/validation.md), kept in
+Learned by `benchmarks/host_term.py` from published serving points (benchmarks/RESULTS.md), kept in
 host_term.json with where they are from.
 """
 

@@ -2,7 +2,7 @@
 
 A recorded model is offered on each tensor-parallel size that its shape, the GPU's memory and the
 tables allow. Its samples are the recorded ones, so that lengths and answers are real; how long a
-step takes is the prior's, as wide as the prior was wrong in the runs of docs/validation.md.
+step takes is the prior's, as wide as the prior was wrong in the runs of benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 MATTERS: Final = 0.02  # of a step
 # How far a recalibration is off at another tensor-parallel size (sd of a log): up to 18 % in the
-# runs of docs/validation.md.
+# runs of benchmarks/RESULTS.md.
 OTHER_SIZE: Final = float(np.log(1.18)) / Z95
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
 ROUTING_NOTE: Final = (
@@ -121,7 +121,7 @@ class Recalibration:
     `families` are factors by family, of those whose kernels were profiled; `step` is the factor of
     all that is left. `sigma` is the spread (sd) of the log of a run's time about the prediction;
     `checked` are the models (nameless) and tensor-parallel sizes that ran: a factor learned at one
-    size is off at another (docs/validation.md), so that others have a wider interval (OTHER_SIZE).
+    size is off at another (benchmarks/RESULTS.md), so others have a wider interval (OTHER_SIZE).
     `recordings` taught it. Of `cases` it is what the kernels alone took: the host's part, and so
     the interval, is the prior's, and nothing is `checked`. `untaught` says, by recording, which
     cases taught nothing and why.
