@@ -12,8 +12,19 @@ from benchmarks.servers.metrics_server import Metrics
 from traces.live import numbers as live_numbers
 from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, MOST_EVER, PageReader, Series
 from traces.live.numbers import (
+    ACCEPTED_AT,
+    DRAFTED,
+    DRAFTS,
     FINISHED,
+    GENERATED,
+    ITL,
+    KV,
+    QUEUE,
+    RUNNING,
     STARTED,
+    STEP_TOKENS,
+    TTFT,
+    WAITING,
     Bounds,
     Histogram,
     Polls,
@@ -38,9 +49,23 @@ def scrapes(pages):
     return pl.DataFrame(rows, schema=SCRAPES, orient="row")
 
 
-def text(**values):
-    names = {"gen": "vllm:generation_tokens_total", "run": "vllm:num_requests_running"}
-    return "".join(f'{names[k]}{{engine="0",model_name="m"}} {v}\n' for k, v in values.items())
+PROMPTS, E2E = "vllm:prompt_tokens_total", "vllm:e2e_request_latency_seconds"
+STOPPED, ABORTED = ((FINISHED, f'finished_reason="{why}"', None) for why in ("stop", "abort"))
+
+
+def polled(told, times=None):
+    """Rows of polls from values by name, or name and labels; None ends one, ... is no row."""
+    rows = []
+    for place, second in enumerate(times or range(len(next(iter(told.values()))))):
+        for key, values in told.items():
+            series = key if isinstance(key, tuple) else (key, "", None)
+            if values[place] is not ...:
+                rows.append((int(second * S), "e", *series, values[place]))
+    return pl.DataFrame(rows, schema=SCRAPES, orient="row")
+
+
+def numbers(told, times=None):
+    return numbers_of(polled(told, times), "e")
 
 
 def test_numbers_that_vllm_never_tells_are_left_out():
@@ -136,15 +161,15 @@ def test_steps_that_each_front_end_counts_are_not_those_of_the_engine():
 def test_rays_page_is_written_every_ten_seconds_with_sums_that_are_made_up():
     """Polls every second; reports at 3.5 s, 13.5 s, ..., the first of traffic from before too."""
     pages = [(t, ray_page(1 + math.floor((t + 6.5) / 10), gauge=t // 10)) for t in range(60)]
-    window = live_numbers.window_of(scrapes(pages), "e")
+    window = window_of(scrapes(pages), "e")
     assert (window.times // S).tolist() == [4, 14, 24, 34, 44, 54]
     found = numbers_in(window, "e")
     assert (found.seconds, found.generated_tokens_per_s) == (50, 6)
     assert found.end_ns == 59 * S  # so that nobody takes the server for silent
-    assert (window.counted[live_numbers.GENERATED][1:] == 60).all()
-    assert window.gauges[live_numbers.RUNNING].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (window.counted[GENERATED][1:] == 60).all()
+    assert window.gauges[RUNNING].tolist() == [0, 1, 2, 3, 4, 5]
     assert found.itl_s.mean is None and found.itl_s.p50.high == 0.01
-    assert window.histograms[live_numbers.ITL].counts.sum(axis=1).tolist()[1:] == [6] * 5
+    assert window.histograms[ITL].counts.sum(axis=1).tolist()[1:] == [6] * 5
     assert numbers_of(scrapes([(t + 0.5, page) for t, page in pages[:9]]), "e").seconds == 0
 
 
@@ -160,8 +185,8 @@ def test_rays_page_stands_still_where_nothing_runs(idle):
             page = ray_page(reports).replace(f"}} {60 * reports}", tokens)  # and the rest later
             assert page not in (old, ray_page(reports))
         pages.append((t, page))
-    window = live_numbers.window_of(scrapes(pages), "e")
-    told, seconds = window.counted[live_numbers.GENERATED][1:], np.diff(window.times) / S
+    window = window_of(scrapes(pages), "e")
+    told, seconds = window.counted[GENERATED][1:], np.diff(window.times) / S
     assert set(told.tolist()) == {0, 60} and (told > 0).sum() == reports - 1
     assert (told / seconds).max() <= 60 / 9
 
@@ -192,15 +217,8 @@ def test_recorded_page_gives_the_numbers_that_are_in_it():
 
 
 def test_quantiles_against_counting_by_hand():
-    name = "vllm:inter_token_latency_seconds"
-    empty = {0.1: 0, 0.2: 0, math.inf: 0}
-    full = {0.1: 50, 0.2: 90, math.inf: 100}
-
-    def page(counts):
-        lines = [f'{name}_bucket{{engine="0",le="{le}"}} {n}' for le, n in counts.items()]
-        return "\n".join(lines).replace("inf", "+Inf") + "\n"
-
-    found = numbers_of(scrapes([(0, page(empty)), (1, page(full))]), "e").itl_s
+    counts = {0.1: 50, 0.2: 90, math.inf: 100}
+    found = numbers({(f"{ITL}_bucket", "", le): [0, n] for le, n in counts.items()}).itl_s
     assert found.p50.low == 0.0 and 0.1 < found.p50.high < 0.16  # the 50th and the 51st
     assert found.p95 == Bounds(low=0.2, high=None, unit="s")
     told = {"value": None, "low": 0.2, "high": None, "unit": "s", "extrapolated": True}
@@ -208,23 +226,19 @@ def test_quantiles_against_counting_by_hand():
     assert found.mean is None  # its sum was not told
 
 
-E2E = "vllm:e2e_request_latency_seconds"
 TIMES = st.floats(0.001, 30.0)
 
 
-def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math.inf)):
-    """Pages of a server that had seen `before`, then each interval's times."""
-    seen, pages = list(before), []
-    for second, times in enumerate([(), *intervals]):
-        seen += times
-        counts = {bound: sum(each <= bound for each in seen) for bound in bounds}
-        lines = [f'{E2E}_bucket{{engine="0",le="{le}"}} {n}' for le, n in counts.items()]
-        lines += [
-            f'{E2E}_sum{{engine="0"}} {sum(seen)!r}',
-            f'{E2E}_count{{engine="0"}} {len(seen)}',
-        ]
-        pages.append((second, "\n".join(lines).replace("inf", "+Inf") + "\n"))
-    return pages
+def histogram(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math.inf)):
+    """What is told by a server that had seen `before`, then each interval's times."""
+    seen = [list(before)]
+    for times in intervals:
+        seen.append([*seen[-1], *times])
+    told = {
+        (f"{E2E}_bucket", "", le): [sum(each <= le for each in some) for some in seen]
+        for le in bounds
+    }
+    return told | {f"{E2E}_sum": [*map(sum, seen)], f"{E2E}_count": [*map(len, seen)]}
 
 
 def test_counts_beyond_whole_numbers_have_quantiles():
@@ -238,7 +252,7 @@ def test_counts_beyond_whole_numbers_have_quantiles():
 @given(st.lists(st.lists(TIMES, max_size=25), min_size=1, max_size=6), st.lists(TIMES, max_size=9))
 def test_a_quantile_lies_between_its_bounds(intervals, before):
     """Whatever was seen, and by any usual definition; what came before the first poll is out."""
-    found = numbers_of(scrapes(histogram_pages(intervals, before)), "e").e2e_s
+    found = numbers(histogram(intervals, before)).e2e_s
     times = [each for interval in intervals for each in interval]
     if not times:
         assert (found.p50, found.p95, found.p99) == (None, None, None)
@@ -253,44 +267,35 @@ def test_a_quantile_lies_between_its_bounds(intervals, before):
 
 def test_a_sum_between_two_polls_tells_more_than_a_bucket():
     """One slow request of 5.92 s is no p95 of 9.61 s; two that overflow have an end."""
-    found = numbers_of(scrapes(histogram_pages([(0.4, 0.6), (5.92,), ()])), "e").e2e_s
+    found = numbers(histogram([(0.4, 0.6), (5.92,), ()])).e2e_s
     assert found.p99.high == pytest.approx(5.92, abs=1e-4)
     assert found.p50.low >= 0.5 and found.p50.high <= 0.7 + 1e-4
-    found = numbers_of(scrapes(histogram_pages([(12.0, 14.0)])), "e").e2e_s
+    found = numbers(histogram([(12.0, 14.0)])).e2e_s
     assert (found.p50.low, found.p50.high) == (10.0, pytest.approx(14.5, abs=1e-4))
-    torn = histogram_pages([(0.4,), (8.0,), (0.4,)])
-    page = torn[1][1].replace(f'{E2E}_sum{{engine="0"}} 0.4', f'{E2E}_sum{{engine="0"}} 8.4')
-    found = numbers_of(scrapes([torn[0], (1, page), *torn[2:]]), "e").e2e_s
+    torn = histogram([(0.4,), (8.0,), (0.4,)])
+    torn[f"{E2E}_sum"][1] = 8.4
+    found = numbers(torn).e2e_s
     assert 4.9 <= found.p99.low <= 5.0 and 9.9 <= found.p99.high <= 10.0
 
 
 def test_an_interval_with_a_restart_is_left_out():
-    pages = [(0, text(gen=100)), (1, text(gen=200)), (3, text(gen=40)), (4, text(gen=140))]
-    found = numbers_of(scrapes(pages), "e")
+    found = numbers({GENERATED: [100, 200, 40, 140]}, times=[0, 1, 3, 4])
     assert (found.resets, found.seconds) == (1, 2.0)
     assert found.generated_tokens_per_s == 100.0
 
 
 def test_no_time_is_negative_where_a_sum_alone_fell():
     """As of two servers behind a load balancer, which began at the same moment."""
-    name = 'vllm:time_to_first_token_seconds_{}{{engine="0"}} {}\n'
-    told = [(5, 9.0), (6, 2.0), (7, 2.5), (8, 3.0)]
-    pages = [
-        (second, name.format("count", count) + name.format("sum", seconds))
-        for second, (count, seconds) in enumerate(told)
-    ]
-    found = numbers_of(scrapes(pages), "e")
+    told = {f"{TTFT}_count": [5, 6, 7, 8], f"{TTFT}_sum": [9.0, 2.0, 2.5, 3.0]}
+    found = numbers(told)
     assert (found.resets, found.ttft_s.mean.value) == (1, 0.5)
 
 
 def test_a_restart_is_seen_where_the_new_counters_are_higher():
     """The process began at another time: so say all engines of its page."""
     lives = [(1000, 100), (1000, 200), (2000, 1500), (2000, 1600)]
-    pages = [
-        (second, f"process_start_time_seconds {began}\n" + text(gen=made, run=3))
-        for second, (began, made) in enumerate(lives)
-    ]
-    rows = scrapes(pages)
+    page = "process_start_time_seconds {}\n" + GENERATED + '{{engine="0"}} {}\n'
+    rows = scrapes([(second, page.format(*told)) for second, told in enumerate(lives)])
     found = numbers_of(rows, "e")
     assert (found.resets, found.seconds) == (1, 2.0)
     assert found.generated_tokens_per_s == 100.0
@@ -299,43 +304,29 @@ def test_a_restart_is_seen_where_the_new_counters_are_higher():
 
 def test_a_counter_that_a_restart_ended_counts_from_0():
     """A server makes some series at their first use: the page lacks them, and then has them."""
-    told = {GEN: [100, 200, None, ..., 150, 160], STOPPED: [50, 60, None, 5, 6, 7]}
-    found = numbers_of(polled(told), "e")
+    told = {GENERATED: [100, 200, None, ..., 150, 160], STOPPED: [50, 60, None, 5, 6, 7]}
+    found = numbers(told)
     assert (found.resets, found.seconds) == (1, 4.0)
     assert found.generated_tokens_per_s == (100 + 160) / 4
     assert found.finished == {"stop": 10 + 7}
 
 
-GEN, PROMPTS = "vllm:generation_tokens_total", "vllm:prompt_tokens_total"
-RUNS, STOPPED = "vllm:num_requests_running", (FINISHED, 'finished_reason="stop"', None)
-
-
-def polled(told):
-    """Rows of polls from values by name, or name and labels; None ends one, ... is no row."""
-    rows = []
-    for second in range(len(next(iter(told.values())))):
-        for key, values in told.items():
-            name, labels, le = key if isinstance(key, tuple) else (key, "", None)
-            if values[second] is not ...:
-                rows.append((second * S, "e", name, labels, le, values[second]))
-    return pl.DataFrame(rows, schema=SCRAPES, orient="row")
-
-
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300, -1e39])
 def test_a_value_that_no_counter_holds_is_no_reading(value):
     """A broken page writes what it likes: a poll without that reading, and no overflow."""
-    bucket = ("vllm:e2e_request_latency_seconds_bucket", "", 1.0)
-    rows = polled({GEN: [0, 100, value, 250], RUNS: [1, 1, value, 3], bucket: [0, 1, value, 5]})
-    window = live_numbers.window_of(rows, "e")
-    assert window.total(GEN) == 250 and window.resets == 0
-    assert window.gauges[RUNS].tolist()[-1] == 3
-    assert window.histograms["vllm:e2e_request_latency_seconds"].counts.sum() == 5
+    bucket = (f"{E2E}_bucket", "", 1.0)
+    told = {GENERATED: [0, 100, value, 250], RUNNING: [1, 1, value, 3], bucket: [0, 1, value, 5]}
+    rows = polled(told)
+    window = window_of(rows, "e")
+    assert window.total(GENERATED) == 250 and window.resets == 0
+    assert window.gauges[RUNNING].tolist()[-1] == 3
+    assert window.histograms[E2E].counts.sum() == 5
 
 
 def test_a_counter_that_a_page_lacks_for_a_while_goes_on():
     """A page of several servers may lack a line for a poll, and have it again."""
-    told = {GEN: [1_000_000, 1_000_100, None, ..., 1_000_400], RUNS: [1, 1, 1, 1, 1]}
-    found = numbers_of(polled(told), "e")
+    told = {GENERATED: [1_000_000, 1_000_100, None, ..., 1_000_400], RUNNING: [1, 1, 1, 1, 1]}
+    found = numbers(told)
     assert (found.resets, found.seconds) == (0, 4.0)
     assert found.generated_tokens_per_s == 100.0
 
@@ -346,9 +337,9 @@ def test_a_counter_that_a_page_lacks_for_a_while_goes_on():
     ids=["others go on", "others stand still", "others fall"],
 )
 def test_a_counter_that_comes_back_lower_is_one_restart(others, prompts, seconds):
-    told = {GEN: [100, 200, None, 150, 160], PROMPTS: others}
+    told = {GENERATED: [100, 200, None, 150, 160], PROMPTS: others}
     told[STOPPED] = [9, 9, None, ..., 5]
-    found = numbers_of(polled(told), "e")
+    found = numbers(told)
     assert (found.resets, found.seconds) == (1, seconds)
     assert found.generated_tokens_per_s * seconds == 100 + 150 + 10
     assert found.finished == {"stop": 5}
@@ -356,25 +347,24 @@ def test_a_counter_that_comes_back_lower_is_one_restart(others, prompts, seconds
 
 
 def test_a_histogram_counts_from_0_as_a_whole():
-    name = "vllm:time_to_first_token_seconds"
     told = {
-        (f"{name}_bucket", "", 0.1): [0, 5, None, 5],
-        (f"{name}_bucket", "", math.inf): [0, 10, None, 6],
-        (f"{name}_count", "", None): [0, 10, None, 6],
-        (f"{name}_sum", "", None): [0.0, 50.0, None, 50.4],
+        (f"{TTFT}_bucket", "", 0.1): [0, 5, None, 5],
+        (f"{TTFT}_bucket", "", math.inf): [0, 10, None, 6],
+        f"{TTFT}_count": [0, 10, None, 6],
+        f"{TTFT}_sum": [0.0, 50.0, None, 50.4],
     }
-    found = numbers_of(polled(told), "e").ttft_s
+    found = numbers(told).ttft_s
     assert found.mean.value == pytest.approx(100.4 / 16)
     assert found.p50.high <= 0.1  # 10 of 16
 
 
 def test_a_gauge_goes_on_under_the_labels_that_a_restart_gives_it():
-    a, b = (RUNS, 'pod="a"', None), (RUNS, 'pod="b"', None)
-    told = {a: [1, ..., None, None], b: [..., ..., 3, 5], GEN: [1, 2, 3, 4]}
-    assert numbers_of(polled(told), "e").running == (1 + 1 + 3 + 3 + 5 + 1) / 6  # by time
+    a, b = (RUNNING, 'pod="a"', None), (RUNNING, 'pod="b"', None)
+    told = {a: [1, ..., None, None], b: [..., ..., 3, 5], GENERATED: [1, 2, 3, 4]}
+    assert numbers(told).running == (1 + 1 + 3 + 3 + 5 + 1) / 6  # by time
     told[b] = [..., 4, ..., 5]
     window = fed(polled(told), 1)
-    assert window.gauges[RUNS].tolist() == pytest.approx([1, math.nan, 4, 5], nan_ok=True)
+    assert window.gauges[RUNNING].tolist() == pytest.approx([1, math.nan, 4, 5], nan_ok=True)
 
 
 def fed(rows, polls):
@@ -388,8 +378,9 @@ def fed(rows, polls):
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_tell_the_same_however_they_come(seed):
     random = np.random.default_rng(seed)
-    keys = [GEN, PROMPTS, (GEN, 'pod="b"', None), (RUNS, 'pod="a"', None), (RUNS, 'pod="b"', None)]
-    told = {("vllm:kv_cache_usage_perc", "", None): [0.5] * 12}
+    pods = ((GENERATED, "b"), (RUNNING, "a"), (RUNNING, "b"))
+    keys = [GENERATED, PROMPTS, *((name, f'pod="{pod}"', None) for name, pod in pods)]
+    told = {KV: [0.5] * 12}
     for key in keys:
         values = np.cumsum(random.integers(0, 3, 12) * 10)
         values[random.integers(1, 12) :] %= 40
@@ -404,12 +395,12 @@ def test_rows_tell_the_same_however_they_come(seed):
 
 def test_series_are_bounded_over_all_pages(monkeypatch):
     monkeypatch.setattr(live_numbers, "MOST_SERIES", 3)
-    told = {GEN: [1, 3, 5], RUNS: [1, 1, 1], (GEN, 'a="0"', None): [0, 1, 2]}
-    told |= {(GEN, f'a="{n}"', None): [..., 10**n, ...] for n in range(1, 9)}
+    told = {GENERATED: [1, 3, 5], RUNNING: [1, 1, 1], (GENERATED, 'a="0"', None): [0, 1, 2]}
+    told |= {(GENERATED, f'a="{n}"', None): [..., 10**n, ...] for n in range(1, 9)}
     window = fed(polled(told), 1)
-    assert window.left_out and not fed(polled({GEN: [1, 3, 5]}), 1).left_out
-    assert window.total(GEN) == 4 + 2
-    assert window.gauges[RUNS].tolist() == [1, 1, 1]
+    assert window.left_out and not fed(polled({GENERATED: [1, 3, 5]}), 1).left_out
+    assert window.total(GENERATED) == 4 + 2
+    assert window.gauges[RUNNING].tolist() == [1, 1, 1]
 
 
 def test_places_are_found_where_the_ends_of_series_are_alike():
@@ -421,7 +412,7 @@ def test_places_are_found_where_the_ends_of_series_are_alike():
 
 
 def test_what_a_page_tells_twice_is_told_once():
-    rows = polled({GEN: [10, 20, 40], RUNS: [1, 2, 3]})
+    rows = polled({GENERATED: [10, 20, 40], RUNNING: [1, 2, 3]})
     twice = pl.concat([rows.with_columns(pl.col("value") * 9), rows]).sort(
         "time", maintain_order=True
     )
@@ -459,32 +450,27 @@ def test_labels_that_a_relabelled_page_adds():
 
 
 def test_a_gap_counts_where_the_server_lived_on():
-    pages = [(0, text(gen=0)), (1, text(gen=10)), (11, text(gen=110))]
-    found = numbers_of(scrapes(pages), "e")
+    found = numbers({GENERATED: [0, 10, 110]}, times=[0, 1, 11])
     assert found.generated_tokens_per_s == 10.0
 
 
 def test_one_poll_is_no_window():
-    assert numbers_of(scrapes([(0, text(gen=1))]), "e") is None
-    assert numbers_of(scrapes([(0, text(gen=1)), (1, text(gen=2))]), "other") is None
+    assert numbers({GENERATED: [1]}) is None
+    assert numbers_of(polled({GENERATED: [1, 2]}), "other") is None
 
 
-def watched(polls=20, **gauges):
-    """Numbers of an engine that polls like this: gauge name to its values, counters to rates."""
-    pages = []
-    for second in range(polls):
-        lines = []
-        for name, value in gauges.items():
-            told = value[second] if isinstance(value, list) else value
-            if name.endswith(("_total", "_sum", "_count")):
-                told *= second
-            lines.append(f'vllm:{name}{{engine="0"}} {told}')
-        pages.append((second, "\n".join(lines) + "\n"))
-    return numbers_of(scrapes(pages), "e")
+def watched(polls=20, **told):
+    """Numbers of an engine that polls like this: gauges as they are, counters by their rate."""
+    grows = ("_total", "_sum", "_count")
+    values = {
+        f"vllm:{name}": [value * at if name.endswith(grows) else value for at in range(polls)]
+        for name, value in told.items()
+    }
+    return numbers(values)
 
 
 @pytest.mark.parametrize(
-    ("ended", "running", "low", "high", "told"),
+    ("ended", "running", "low", "high", "told_as"),
     [
         (14, (0, 0), 6, 6, "6 of 20"),  # nobody ran at the first and the last poll
         (14, (1, 1), 5, 7, "5 to 7 of 20"),  # either may have had no first token
@@ -494,28 +480,24 @@ def watched(polls=20, **gauges):
         (19, (0, 0), 1, 1, None),  # too few to be a warning
     ],
 )
-def test_requests_that_neither_ended_nor_run_were_cancelled(ended, running, low, high, told):
+def test_requests_that_neither_ended_nor_run_were_cancelled(ended, running, low, high, told_as):
     """vLLM counts no abort by a client (0.32)."""
-    reason = 'vllm:request_success_total{engine="0",finished_reason'
-    pages = [
-        (at, f'vllm:time_to_first_token_seconds_count{{engine="0"}} {5 + 20 * at}\n'
-             f'{reason}="stop"}} {ended * at}\n{reason}="abort"}} 0\n'
-             f'vllm:num_requests_running{{engine="0"}} {running[at]}\n')
-        for at in (0, 1)
-    ]  # fmt: skip
-    found = cancelled_told(window_of(scrapes(pages), "e"))
-    assert found is None if told is None else found.startswith(f"{told} requests got a first")
-    cancelled = numbers_of(scrapes(pages), "e").cancelled
+    told = {
+        f"{TTFT}_count": [5, 25], STOPPED: [0, ended], ABORTED: [0, 0], RUNNING: running
+    }  # fmt: skip
+    found = cancelled_told(window_of(polled(told), "e"))
+    assert found is None if told_as is None else found.startswith(f"{told_as} requests got a first")
+    cancelled = numbers(told).cancelled
     assert (cancelled.low, cancelled.high) == (low, high)
-    untold = [(at, page.replace('="abort"', '="eos"')) for at, page in pages]
-    assert numbers_of(scrapes(untold), "e").cancelled is None
+    del told[ABORTED]
+    assert numbers(told).cancelled is None
 
 
 LOADED = {"num_requests_running": 16, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.3}
 
 
-def kinds(numbers, **evidence):
-    verdict = judge("e", LiveEvidence(numbers=numbers, **evidence))
+def kinds(found, **evidence):
+    verdict = judge("e", LiveEvidence(numbers=found, **evidence))
     return [each.kind for each in verdict.found], {each.kind for each in verdict.unseen}
 
 
@@ -528,29 +510,20 @@ def test_nothing_is_said_of_a_short_or_an_idle_watch():
     assert judge("e", LiveEvidence(numbers=None)).reason
 
 
-def polled_at(times, **gauges):
-    """Numbers of an engine that is polled then: a list of values per name, counters as they are."""
-    pages = [
-        (at, "".join(f'vllm:{name}{{engine="0"}} {each[i]}\n' for name, each in gauges.items()))
-        for i, at in enumerate(times)
-    ]
-    return numbers_of(scrapes(pages), "e")
-
-
 def test_a_loaded_server_that_is_polled_less_often_counts_by_time():
     """Two bursts: a poll in 1 s while it is idle, in up to 13 s while requests wait."""
     times = [*range(20), 33, 46, *range(47, 61)]
     waits = [0] * 20 + [9, 9] + [0] * 14
     runs = [1] * 20 + [8, 8] + [1] * 14
     slow = {
-        f"{name}_seconds_{part}": [each * at for at in range(36)]
+        f"vllm:{name}_seconds_{part}": [each * at for at in range(36)]
         for name, each in (("request_queue_time", 3), ("time_to_first_token", 4))
         for part in ("sum", "count")
     }
-    numbers = polled_at(times, num_requests_running=runs, num_requests_waiting=waits, **slow)
-    assert numbers.waiting_share == pytest.approx(20.5 / 60, abs=0.05)  # 2 of 36 polls
-    assert numbers.running == pytest.approx((8 * 20.5 + 39.5) / 60, rel=0.05)
-    assert kinds(numbers)[0] == ["queueing"]
+    found = numbers({RUNNING: runs, WAITING: waits, **slow}, times)
+    assert found.waiting_share == pytest.approx(20.5 / 60, abs=0.05)  # 2 of 36 polls
+    assert found.running == pytest.approx((8 * 20.5 + 39.5) / 60, rel=0.05)
+    assert kinds(found)[0] == ["queueing"]
 
 
 def starved(polls, *, left=0, front_ends=1):
@@ -566,69 +539,65 @@ def starved(polls, *, left=0, front_ends=1):
     arrived, queued = times[:, 0], times[:, 1]
     ends = arrived + queued + 0.5
     stays = np.arange(len(ends)) < len(ends) - left
-    pages = []
+    told = {} if front_ends > 1 else {STARTED: [1.7e9] * len(polls)}
     for at in polls:
         done, first = (ends <= at) & stays, arrived + queued + 0.01 <= at
         steps = 100 * np.clip(at - 20.0 * np.arange(3), 0, busy).sum()
-        counts = {
-            "vllm:e2e_request_latency_seconds": (done.sum(), (queued + 0.5)[done].sum()),
-            "vllm:request_queue_time_seconds": (done.sum(), queued[done].sum()),
-            "vllm:time_to_first_token_seconds": (first.sum(), (queued + 0.01)[first].sum()),
-            "vllm:inter_token_latency_seconds": (49 * done.sum(), 0.49 * done.sum()),
-            "vllm:iteration_tokens_total": (steps, 8 * steps),
+        histograms = {
+            E2E: (done.sum(), (queued + 0.5)[done].sum()),
+            QUEUE: (done.sum(), queued[done].sum()),
+            TTFT: (first.sum(), (queued + 0.01)[first].sum()),
+            ITL: (49 * done.sum(), 0.49 * done.sum()),
         }
-        lines = [
-            f'vllm:num_requests_running{{engine="0"}} {(first & (ends > at)).sum()}',
-            f'vllm:num_requests_waiting{{engine="0"}} {((arrived < at) & ~first).sum()}',
-            f'vllm:generation_tokens_total{{engine="0"}} {50 * done.sum()}',
-        ]
-        for name, (count, total) in counts.items():
-            lines.append(f'{name}_bucket{{engine="0",le="+Inf"}} {count}')
-            lines += [f'{name}_count{{engine="0"}} {count}', f'{name}_sum{{engine="0"}} {total}']
-        lines += [] if front_ends > 1 else ["process_start_time_seconds 1.7e9"]
-        pages.append((at, "\n".join(lines) + "\n"))
+        if front_ends == 1:
+            histograms[STEP_TOKENS] = steps, 8 * steps
+        now = {
+            RUNNING: (first & (ends > at)).sum(),
+            WAITING: ((arrived < at) & ~first).sum(),
+            GENERATED: 50 * done.sum(),
+        }
+        for name, (count, total) in histograms.items():
+            now[f"{name}_bucket", "", math.inf] = now[f"{name}_count"] = count
+            now[f"{name}_sum"] = total
+        for key, value in now.items():
+            told.setdefault(key, []).append(value)
     seconds = polls[-1] - polls[0]
     truth = (32 * 3 / seconds, queued.sum() / seconds, 3 * busy / seconds)
-    return numbers_of(scrapes(pages), "e"), truth
+    return numbers(told, [*polls]), truth
 
 
 def test_what_ran_while_no_poll_was_answered_is_told_by_the_requests_that_ended():
     """A front end that is starved answers when all is done: no poll saw a request."""
     pauses = [*np.arange(-10, 0.5, 1), *np.arange(5, 20.5, 1), *np.arange(25, 40.5, 1)]
     pauses = [*pauses, *np.arange(45, 60.5, 1)]
-    numbers, truth = starved(pauses)
-    assert numbers.running_max == 0
-    told = (numbers.running, numbers.waiting, numbers.busy_share)
-    assert told == pytest.approx(truth, rel=0.02)
-    assert numbers.waiting_share == pytest.approx(numbers.busy_share)
+    found, truth = starved(pauses)
+    assert found.running_max == 0
+    assert (found.running, found.waiting, found.busy_share) == pytest.approx(truth, rel=0.02)
+    assert found.waiting_share == pytest.approx(found.busy_share)
     # Nor do polls that saw it change what is right, and where they tell all it is the same.
     # Several front ends count no steps: those of a first burst say how many ran.
     first = np.arange(-10, 5, 0.1)
     for polls, front_ends in ((np.arange(-10, 60.5, 1), 1), (np.arange(-10, 60.1, 0.1), 1),
                               ([*first, *pauses[16:]], 2)):  # fmt: skip
         seen, truth = starved(polls, front_ends=front_ends)
-        told = (seen.running, seen.waiting, seen.busy_share)
-        assert told == pytest.approx(truth, rel=0.02)
+        assert (seen.running, seen.waiting, seen.busy_share) == pytest.approx(truth, rel=0.02)
         assert seen.waiting_share == pytest.approx(truth[2] * 7 / 8, rel=0.15)
 
 
 def test_requests_that_were_left_have_no_times_so_the_polls_count():
-    numbers, (running, waiting, _) = starved(np.arange(-10, 60.1, 0.1), left=40)
-    assert numbers.running == pytest.approx(running, rel=0.05)
-    assert numbers.waiting == pytest.approx(waiting, rel=0.05)
+    found, (running, waiting, _) = starved(np.arange(-10, 60.1, 0.1), left=40)
+    assert (found.running, found.waiting) == pytest.approx((running, waiting), rel=0.05)
 
 
 def test_an_idle_hour_does_not_make_the_queue_of_a_burst_shorter():
     waits = [0] * 100 + [6] * 12 + [0] * 100
     runs = [0] * 100 + [8] * 12 + [0] * 100
-    numbers = polled_at(range(212), num_requests_running=runs, num_requests_waiting=waits)
-    verdict = judge("e", LiveEvidence(numbers=numbers))
+    verdict = judge("e", LiveEvidence(numbers=numbers({RUNNING: runs, WAITING: waits})))
     assert verdict.reason is None and verdict.found[0].kind == "queueing"
     assert "for 100 % of the time under load (6.0 on average, 6 at most in a poll)" in (
         verdict.found[0].evidence
     )
-    few = polled_at(range(60), num_requests_running=[0] * 57 + [8] * 3,
-                    num_requests_waiting=[0] * 60)  # fmt: skip
+    few = numbers({RUNNING: [0] * 57 + [8] * 3, WAITING: [0] * 60})
     assert "requests ran for 2.50 s of 59.0 s" in judge("e", LiveEvidence(numbers=few)).reason
 
 
@@ -636,29 +605,20 @@ def hung(seconds, *, tokens=30, kv=None, gaps=True, running=8):
     """An engine that gave tokens in the first 20 s and hung for some more."""
     polls = range(20 + seconds)
     made = [min(tokens * at, tokens * 20) for at in polls]
-    told = {"generation_tokens_total": made, "num_requests_running": [running] * len(polls)}
-    told |= {"num_requests_waiting": [4] * len(polls)}
+    told = {GENERATED: made, RUNNING: [running] * len(polls), WAITING: [4] * len(polls)}
+    told[KV] = [0.3 if kv is None else kv(at) for at in polls]
     if gaps:
-        told |= {'inter_token_latency_seconds_bucket{le="0.1"}': made}
-    told["kv_cache_usage_perc"] = [0.3 if kv is None else kv(at) for at in polls]
-    pages = []
-    for at in polls:
-        lines = []
-        for name, values in told.items():
-            base, brace, rest = name.partition("{")
-            labels = '{engine="0"' + ("," + rest if brace else "}")
-            lines.append(f"vllm:{base}{labels} {values[at]}")
-        pages.append((at, "\n".join(lines) + "\n"))
-    return numbers_of(scrapes(pages), "e")
+        told[f"{ITL}_bucket", "", 0.1] = made
+    return numbers(told)
 
 
 def test_an_engine_whose_requests_get_no_token_is_stalled_and_not_full():
-    numbers = hung(300)
-    (found,) = judge("e", LiveEvidence(numbers=numbers)).found
+    still = hung(300)
+    (found,) = judge("e", LiveEvidence(numbers=still)).found
     assert found.kind == "stalled" and "8 requests ran and no token came for 299 s" in (
         found.evidence
     )
-    assert numbers.last.still_s == pytest.approx(299) and numbers.last.waiting == 4
+    assert still.last.still_s == pytest.approx(299) and still.last.waiting == 4
     assert kinds(hung(5))[0] == ["queueing"]  # a step may take some seconds
     # A long prompt gives no token and takes blocks. Some engines tell tokens with the request.
     assert kinds(hung(300, kv=lambda at: at / 1000))[0] == ["queueing"]
@@ -670,7 +630,7 @@ def test_an_engine_whose_requests_get_no_token_is_stalled_and_not_full():
 def test_what_came_while_a_profiler_held_the_server_is_left_out():
     made = [30 * at for at in range(20)] + [570] * 18 + [600 + 30 * at for at in range(20)]
     waits = [0] * 20 + [9] * 18 + [0] * 20
-    rows = polled({GEN: made, RUNS: [4] * 58, ("vllm:num_requests_waiting", "", None): waits})
+    rows = polled({GENERATED: made, RUNNING: [4] * 58, WAITING: waits})
     whole, rest = (
         numbers_of(rows, "e", profiled=each) for each in ((), [(19 * S + 1, round(37.4 * S))])
     )
@@ -722,18 +682,9 @@ def test_queueing_is_not_said_where_the_cache_is_the_cause():
 
 
 def drafting(accepted):
-    lines = LOADED | {"spec_decode_num_drafts_total": 100}
-    numbers = watched(**lines, spec_decode_num_draft_tokens_total=300)
-    pages = [
-        (
-            s,
-            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="0"}} '
-            f'{accepted * s}\nvllm:spec_decode_num_drafts_total{{engine="0"}} {100 * s}\n',
-        )
-        for s in range(20)
-    ]
-    length = numbers_of(scrapes(pages), "e").acceptance_length
-    return type(numbers)(**vars(numbers) | {"acceptance_length": length})
+    told = {f"vllm:{name}": [value] * 20 for name, value in LOADED.items()}
+    rates = {DRAFTS: 100, DRAFTED: 300, (ACCEPTED_AT, 'position="0"', None): accepted}
+    return numbers(told | {key: [rate * at for at in range(20)] for key, rate in rates.items()})
 
 
 def test_a_draft_that_is_hardly_accepted_and_one_that_may_pay():
@@ -749,7 +700,7 @@ def test_windows_tell_communication_and_launches():
     found, unseen = kinds(watched(**LOADED), device_time=device, collectives=(together,))
     assert found == ["communication-bound", "launch-bound"]
     assert unseen == {"compute-bound"}
-    sometimes = watched(**LOADED | {"num_requests_running": [0, 3] * 10})
+    sometimes = numbers({RUNNING: [0, 3] * 10, WAITING: [0] * 20, KV: [0.3] * 20})
     assert "launch-bound" not in kinds(sometimes, device_time=device, collectives=())[0]
 
 
