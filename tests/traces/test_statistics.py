@@ -117,15 +117,6 @@ def test_problems_are_drawn_and_not_samples():
     assert clustered.high - clustered.low > 5 * (naive.high - naive.low)
 
 
-def test_bootstrap_covers_the_mean_about_nine_times_in_ten():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        estimate = mean(rng.exponential(1.0, 60), "s")
-        hits += estimate.low <= 1.0 <= estimate.high
-    assert 0.82 <= hits / 200 <= 0.95
-
-
 def test_absent_numbers_are_left_out():
     assert mean([1.0, np.nan, 3.0], "s").value == 2.0
     assert ratio([1.0, np.nan], [2.0, 1.0], "x").value == 0.5
@@ -152,10 +143,6 @@ def test_paired_is_narrower_than_unpaired_and_signed():
     assert found.value == pytest.approx(-0.5, abs=0.05)
     assert found.high < 0
     assert found.high - found.low < 0.1
-
-
-def test_same_input_gives_the_same_interval():
-    assert mean([1.0, 5.0, 9.0], "s") == mean([1.0, 5.0, 9.0], "s")
 
 
 def test_bootstrap_means_are_what_a_loop_over_replicates_gives():
@@ -225,25 +212,6 @@ def test_a_mean_lies_farther_on_the_side_of_the_long_tail(problems, most):
     weights = np.full(problems, 2.0)
     assert ratio(times * 2, weights, "s").high == pytest.approx(found.high)
     assert column_means(times[:, None], "s")[0].high > found.value + (found.value - found.low)
-
-
-@pytest.fixture(scope="module")
-def halves():
-    """200 problems' expected accuracy of a vote, split in halves 100 times."""
-    rng = np.random.default_rng(5)
-    values = np.clip(rng.beta(0.5, 0.4, 200), 0, 1)
-    return [np.split(values[rng.permutation(200)], 2) for _ in range(100)]
-
-
-def share_held(halves, estimate):
-    held = [e.low <= other.mean() <= e.high for mine, other in halves for e in [estimate(mine)]]
-    return float(np.mean(held))
-
-
-@pytest.mark.slow
-def test_that_of_the_mean_alone_holds_it_too_seldom(halves):
-    """By theory 75.5 %: 2 Phi(1.645 / sqrt 2) - 1."""
-    assert 0.66 <= share_held(halves, proportion) <= 0.83
 
 
 @pytest.mark.slow

@@ -85,16 +85,6 @@ def test_some_columns_are_those_of_all(tmp_path):
     assert recording.frame("steps", ["end", "waiting"])["waiting"].null_count() == whole.height
 
 
-def test_last_row_of_a_span_stands(tmp_path):
-    row = {"engine": "e", "policy": "p", "problem_id": "a", "span_id": "s", "arrival": 1}
-    with RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks())) as writer:
-        writer.append("problems", row)
-        writer.append("problems", {**row, "problem_id": "b", "span_id": "t"})
-        writer.append("problems", row | {"end": 9})
-    problems = Recording.open(tmp_path / "r").problems.sort("problem_id")
-    assert problems["end"].to_list() == [9, None]
-
-
 @pytest.mark.slow
 @settings(max_examples=12)
 @given(count=st.integers(0, 40), fan_in=st.integers(2, 4))
@@ -137,16 +127,6 @@ def test_truncated_part_is_named(tmp_path, cut):
         Recording.open(folder)
 
 
-def test_corrupt_part_is_named(tmp_path):
-    folder = make(tmp_path / "r", rows=2000)
-    part = folder / "steps-000000.parquet"
-    data = bytearray(part.read_bytes())
-    data[4:60] = os.urandom(56)
-    part.write_bytes(data)
-    with pytest.raises(RecordingError, match="steps-000000.parquet"):
-        Recording.open(folder).frame("steps")
-
-
 def test_manifest_errors(tmp_path):
     with pytest.raises(RecordingError, match="no such recording"):
         Recording.open(tmp_path / "absent")
@@ -178,12 +158,6 @@ def test_a_recording_that_begins_is_not_called_damaged(tmp_path):
             (folder / "steps-000000.parquet").touch()
         with pytest.raises(RecordingError, match=message):
             Recording.open(folder)
-
-
-def test_a_taken_folder_is_refused(tmp_path):
-    folder = make(tmp_path / "r")
-    with pytest.raises(RecordingError, match="already holds a recording"):
-        make(folder)
 
 
 def test_full_buffer_drops_and_counts(tmp_path):

@@ -176,7 +176,8 @@ def test_dropped_steps_leave_no_shares(tmp_path):
     recording.manifest.dropped["steps"] = 3
     (run,) = summarise(recording)
     assert run.energy_j.total is not None
-    assert run.energy_j.idle is None
+    assert run.energy_j.idle is run.device_s_per_problem is None
+    assert "rows of steps lost while recording: 3" in run.notes[0]
 
 
 def test_a_slowed_problem_has_no_energy(tmp_path):

@@ -52,27 +52,15 @@ def test_shares_match_a_step_by_step_count():
     assert share_steps(steps, samples) == pytest.approx(exact)
 
 
-def test_alone_a_sample_occupies_everything():
-    steps, samples = frames(simulate(problems=1, n=1))
-    shares = share_steps(steps, samples)
-    assert shares[0] == pytest.approx(busy_seconds(steps).sum())
-
-
-def test_steps_are_found_by_time_where_their_numbers_are_not_recorded():
-    steps, samples = frames(simulate(problems=4, n=3, seed=4))
-    by_number = share_steps(steps, samples)
-    blind = samples.with_columns(first_step=None, last_step=None).cast(TABLES["samples"])
-    assert share_steps(steps, blind) == pytest.approx(by_number)
-
-
-def test_of_a_client_the_first_step_is_that_of_its_first_token():
+@pytest.mark.parametrize("late_ns", [0, 50_000])  # on the way to a client
+@pytest.mark.parametrize("seen", [("queued", "scheduled"), ()], ids=["spans", "client"])
+def test_steps_are_found_by_time_where_their_numbers_are_not_recorded(seen, late_ns):
     """A client sees neither numbers of steps nor when a request is scheduled."""
     steps, samples = frames(simulate(problems=4, n=3, seed=4))
-    unseen = dict.fromkeys(("first_step", "last_step", "queued", "scheduled"))
-    client = samples.with_columns(**unseen).cast(TABLES["samples"])
-    later = client.with_columns(pl.col("first_token", "end") + 50_000)  # ns on the way
-    assert share_steps(steps, client) == pytest.approx(share_steps(steps, samples))
-    assert share_steps(steps, later) == pytest.approx(share_steps(steps, samples))
+    unseen = {"first_step", "last_step", "queued", "scheduled"} - {*seen}
+    blind = samples.with_columns(**dict.fromkeys(unseen)).cast(TABLES["samples"])
+    late = blind.with_columns(pl.col("first_token", "end") + late_ns)
+    assert share_steps(steps, late) == pytest.approx(share_steps(steps, samples))
 
 
 def test_of_steps_shared_with_others_a_sample_has_its_part_from_its_prompt_on():
