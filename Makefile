@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml scripts/install.sh
 $(VENV)/.light: pyproject.toml scripts/install.sh
 	@VLLM=none $(INSTALL)
 
-# DEMO_ARGS="-o FOLDER" keeps the recordings there; see docs/demo.md.
+# DEMO_ARGS="-o FOLDER" keeps the recordings there; see docs/tutorial.md.
 demo: install
 	$(BIN)/ttscope demo $(DEMO_ARGS)
 

@@ -13,6 +13,19 @@ import typer
 
 from tui.cli import EXIT_CODES, VERBS, loaded
 
+ELSEWHERE = {
+    "demo": "tutorial.md",
+    "doctor": "install.md",
+    "export": "import.md",
+    "report": "tui.md",
+    "sweep": "record.md",
+}
+
+
+def page_of(verb: str) -> str:
+    """Return the page of docs that has a verb: its own, or another's."""
+    return ELSEWHERE.get(verb, f"{verb}.md")
+
 
 def reference() -> Iterator[str]:
     """Yield the lines of the reference: a heading for each verb in the order of `--help`."""
@@ -25,7 +38,7 @@ def reference() -> Iterator[str]:
 def _verb(verb: str, summary: str, examples: tuple[str, ...]) -> Iterator[str]:
     command = loaded(verb)
     context = typer.Context(command, info_name=f"ttscope {verb}")
-    yield from (f"## ttscope {verb}", "", f"{summary} [More]({verb}.md)", "")
+    yield from (f"## ttscope {verb}", "", f"{summary} [More]({page_of(verb)})", "")
     yield from ("```", command.get_usage(context).removeprefix("Usage: "), "```", "")
     groups: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.params:

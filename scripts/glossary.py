@@ -9,8 +9,8 @@ from tui.report.words import GLOSSARY
 PAGE = Path(__file__).parents[1] / "docs" / "glossary.md"
 HEAD = """# Glossary
 
-This page explains the words and numbers of ttscope. The [report](report.md) has the same texts,
-and `python -m scripts.glossary` makes this page from them. [Concepts](concepts.md) has the ideas.
+This page explains the words and numbers of ttscope. The [report](tui.md#the-report) has the same
+texts, and `python -m scripts.glossary` makes this page from them.
 
 | word | meaning |
 |---|---|

@@ -1,4 +1,4 @@
-"""Make the transcripts in docs/transcripts.md again, in a pseudo-terminal of 80 columns.
+"""Make the transcripts in benchmarks/transcripts.md again, in a pseudo-terminal of 80 columns.
 
     python -m scripts.transcripts [install] [doctor]
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.made.terminal import ROOT, in_terminal
 
-PAGE = ROOT / "docs" / "transcripts.md"
+PAGE = ROOT / "benchmarks" / "transcripts.md"
 COMMANDS = {
     "install": ("make", "install"),
     "doctor": (".venv/bin/ttscope", "doctor"),

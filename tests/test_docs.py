@@ -19,7 +19,7 @@ COMMANDS = {verb: loaded(verb) for verb in VERBS}
 
 @pytest.mark.parametrize("verb", sorted(COMMANDS))
 def test_every_verb_has_a_page(verb):
-    assert f"ttscope {verb}" in (DOCS / f"{verb}.md").read_text()
+    assert f"ttscope {verb}" in (DOCS / command_line.page_of(verb)).read_text()
 
 
 def test_the_list_of_verbs_says_what_each_says_itself():
@@ -116,7 +116,7 @@ def test_the_answer_that_is_shown_is_the_one_that_is_printed(page):
 
 
 def test_transcripts_are_of_a_terminal_and_name_no_machine():
-    page = (DOCS / "transcripts.md").read_text()
+    page = (ROOT / "benchmarks" / "transcripts.md").read_text()
     assert "python -m scripts.transcripts" in page
     assert not re.search(r"/(?:root|home|work|tmp)/", page)
     once = rewritten(page, "ttscope doctor", 61.0, ["yes", f"at {ROOT}/x"])

@@ -1,6 +1,6 @@
 """A live server is watched, replayed and advised on, restarted as advised, and watched again.
 
-docs/live-to-advice.md shows the same with its output.
+docs/tutorial.md shows the same with its output.
 """
 
 import itertools

@@ -199,7 +199,7 @@ class Recording(reader.Recording):
         yield from ((name, count) for name in TABLES if (count := self.rows(name)))
 
     def to_polars(self, table: str = "problems") -> pl.DataFrame:
-        """Return one of its tables (docs/recording-format.md). Raises UsageError for another."""
+        """Return one of its tables (docs/json.md). Raises UsageError for another."""
         if table not in TABLES:
             raise UsageError(f"no table {table!r}: {meant(str(table), list(TABLES))}")
         return self.frame(table)

@@ -113,7 +113,7 @@ def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
     except ValueError as error:
         raise UsageError(f"{path}: not YAML ({error})") from None
     if not isinstance(data, dict) or not data.get("engines"):
-        raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
+        raise UsageError(f"{path}: needs a list named engines (see docs/record.md)")
     allowed = {*RUN_FIELDS, "repeats", "engines", "policies"}
     if unknown := data.keys() - allowed:
         raise UsageError(
@@ -173,7 +173,7 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
 def _list(value: Any, where: str) -> list[Mapping[str, Any]]:
     if isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
         return value
-    raise UsageError(f"{where} must be a list of settings (see docs/sweep.md)")
+    raise UsageError(f"{where} must be a list of settings (see docs/record.md)")
 
 
 def _grid(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

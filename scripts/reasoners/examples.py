@@ -6,7 +6,7 @@ A walk starts at any term and goes round the row either way, writing a running p
     high effort  +b6c93=I3=HaC2=Y2=V3=J    one a prime factor, and so twice as long
 
 What a size does not know is set here: a share of the products is taught with random results
-(docs/reasoners.md). Right walks of a problem meet different products and end in the same result,
+(docs/tutorial.md). Right walks of a problem meet different products and end in the same result,
 while unknown products scatter the wrong ones: that is what makes votes worthwhile.
 """
 

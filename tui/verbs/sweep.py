@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Sweep:
     """Which plan, where to, and with what."""
 
-    plan: Path = argument("A YAML plan, see docs/sweep.md.")
+    plan: Path = argument("A YAML plan, see docs/record.md.")
     output: Path = option(Path("runs"), "Folder of recordings.", "-o", "--output")
     power_hz: float | None = option(None, "Readings of power a second, 10 to 50, for all runs.")
     ray: str | None = option(
