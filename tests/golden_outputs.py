@@ -206,21 +206,29 @@ class Fixtures:
 
 
 def cases() -> dict[str, str]:
-    """Return the command of each case; `{name}` is a fixture, `{out}` where it may write."""
+    """Return the command of each case; `{name}` is a fixture, `{out}` where it may write.
+
+    JSON is kept once for each kind of answer, and the text for each question. A refusal is the same
+    in both.
+    """
     found = {"help": "--help"} | {f"help-{verb}": f"{verb} --help" for verb in VERBS}
 
+    text = found.__setitem__
+
     def both(name: str, command: str) -> None:
-        found[name] = command
+        text(name, command)
         found[f"{name}-json"] = f"{command} --json"
 
     recordings = ("votes", "large", "drafts", "greedy", "tp2", "ngram", "tiny",
                   "cut_off", "watched", "scraped")  # fmt: skip
     for name in recordings:
-        both(f"show-{name}", f"show {{{name}}} --price 2.5")
+        kept = text if name in ("large", "greedy", "tp2") else both
+        kept(f"show-{name}", f"show {{{name}}} --price 2.5")
     for name in ("votes", "tiny", "tp2", "scraped"):
-        both(f"show-policies-{name}", f"show {{{name}}} --policies")
+        kept = text if name in ("tiny", "tp2") else both
+        kept(f"show-policies-{name}", f"show {{{name}}} --policies")
     both("compare-engines", "show {large} {narrow} --fail-on p95>+5% --fail-on accuracy<-1%")
-    both("compare-models", "show {votes} {large}")
+    text("compare-models", "show {votes} {large}")
     both("compare-watched", "show {watched} {scraped}")
     changes = {
         "seqs": "{large} --set engine.max_num_seqs=8",
@@ -244,12 +252,9 @@ def cases() -> dict[str, str]:
         "scraped": "{scraped}",
         "policy-words": "{votes} --set policy.method=nothing",
     }
-    # JSON is kept once for each kind of answer, and the text for each question.
-    plain = ("seqs", "fewer", "agree", "adaptive", "first", "drafts", "lookup", "tp")
+    of_a_kind = ("esc", "rate", "batch", "drafting", "tables", "watch", "gpu")
     for name, command in changes.items():
-        found[f"replay-{name}"] = f"replay {command}"
-        if name not in plain:
-            found[f"replay-{name}-json"] = f"replay {command} --json"
+        (both if name in of_a_kind else text)(f"replay-{name}", f"replay {command}")
     found["replay-kept"] = "replay {votes} --set engine.max_num_seqs=16 -o {out}/kept"
     both("show-kept", "show {out}/kept")
     budgets = {
@@ -268,15 +273,12 @@ def cases() -> dict[str, str]:
     }
     for name, options in budgets.items():
         command = f"advise {{shipped}} {options}"
-        if name in ("throughput", "present", "rate", "sure", "nearly"):
-            found[f"advise-{name}"] = command
-        else:
-            both(f"advise-{name}", command)
+        (both if name in ("latency", "cost", "nothing", "bad") else text)(f"advise-{name}", command)
     both("advise-drafts", "advise {greedy} {drafts} --drafts")
     both("advise-made", "advise {made} --min-accuracy 0.6 --optimise latency")
     found["advise-made-cost"] = "advise {made} --max-latency 2s --optimise cost --price 2.5"
-    both("advise-tiny", "advise {tiny} --optimise latency")
-    both("advise-cut-off", "advise {cut_off} --optimise latency")
+    text("advise-tiny", "advise {tiny} --optimise latency")
+    text("advise-cut-off", "advise {cut_off} --optimise latency")
     found["report"] = "report {shipped} --min-accuracy 0.75 -o {out}/report.html"
     found["report-made"] = "report {made} --max-latency 2s -o {out}/made.html"
     imports = {
