@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -88,6 +88,48 @@ def truth(value: Any) -> bool | None:
     if isinstance(value, bool):
         return value
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def text(value: Any) -> str | None:
+    """Return a text, a number as one (2.0 as 2), None for anything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int | float):
+        return None
+    is_whole = isinstance(value, float) and abs(value) < LARGEST and value == int(value)
+    return str(int(value)) if is_whole else str(value)
+
+
+class Field(NamedTuple):
+    """How a value is read, None where it is wrong, and what it is then: `no whole number`."""
+
+    read: Callable[[Any], Any]
+    wrong: str
+
+    def needed(self, row: Mapping[str, Any], name: str) -> Any:
+        """Return a row's value. Raises ValueError with why the row cannot be without it."""
+        if row.get(name) is None:
+            raise ValueError(f"without {name}")
+        return self.sound(row, name)
+
+    def sound(self, row: Mapping[str, Any], name: str) -> Any:
+        """Return a row's value. Raises ValueError where it is wrong, as one that lacks is."""
+        if (value := self.read(row.get(name))) is None:
+            raise ValueError(f"whose {name} is {self.wrong}")
+        return value
+
+    def optional(self, row: Mapping[str, Any], name: str, skipped: Skipped, place: int) -> Any:
+        """Return a row's value, None where it lacks or is wrong, which is counted."""
+        if (told := row.get(name)) is None:
+            return None
+        if (value := self.read(told)) is None:
+            skipped.add(f"values of {name} that are {self.wrong}", place)
+        return value
+
+
+WHOLE = Field(whole_number, "no whole number")
+NUMBER = Field(finite, "no number")
+TEXT = Field(text, "neither text nor number")
 
 
 UNKNOWN_MODEL = "imported"

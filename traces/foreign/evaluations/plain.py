@@ -29,7 +29,7 @@ from traces.foreign.evaluations.reader import (
     ended_by,
 )
 from traces.foreign.source import head_of, objects_in, text_lines
-from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
+from traces.foreign.values import LARGEST, NUMBER, TEXT, WHOLE, Field, Skipped, finite, truth
 from traces.plain_text import flag_word
 from traces.recording.tables import MOST_TOKENS
 from traces.schema.formats import counted, listed
@@ -37,8 +37,6 @@ from traces.schema.formats import counted, listed
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
 _SAMPLE = re.compile(rb'"sample_index"\s*:')
 _TOKENS = ("output_tokens", "prompt_tokens", "think_tokens")
-_TEXTS = ("group", "finish_reason")
-
 
 Lines = Iterable[tuple[int, bytes | None]]
 _USUAL_BYTES = 1 << 16
@@ -49,7 +47,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 
 
-class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+class _Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """A line as nearly all are: each value of its type. Others are looked at one by one."""
 
     problem_id: str
@@ -70,13 +68,42 @@ class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     error: str | None = None
 
 
+def _problem(value: Any) -> str | int | None:
+    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _seconds(value: Any) -> float | None:
+    seconds = finite(value)
+    return seconds if seconds is not None and 0 <= seconds <= _LONGEST_S else None
+
+
+def _numbers(value: Any) -> list[float] | None:
+    steps = [finite(each) for each in value] if isinstance(value, list) else []
+    known = [each for each in steps if each is not None]
+    return known if known and len(known) == len(steps) else None
+
+
 STEP_SCORES: dict[str, Callable[[list[float]], float]] = {  # how they become one
     "last": lambda scores: scores[-1],
     "min": min,
     "mean": fmean,
     "prod": prod,
 }
-_READ = frozenset(_Usual.__struct_fields__)
+_READ = frozenset(_Line.__struct_fields__)
+_NAMES = _READ - {"group", "model", "error"}
+_NEEDED = {
+    "problem_id": Field(_problem, "neither text nor whole number"),
+    "sample_index": WHOLE,
+    "correct": Field(truth, "neither true, false nor null"),
+}
+_OPTIONAL = {
+    **dict.fromkeys(("answer", "expected"), TEXT),
+    **dict.fromkeys(_TOKENS, WHOLE),
+    "latency_s": Field(_seconds, "no time"),
+    **dict.fromkeys(("logprob_mean", "score"), NUMBER),
+    "scores": Field(_numbers, "no list of numbers"),
+    **dict.fromkeys(("group", "finish_reason"), TEXT),
+}
 _MOST_UNREAD = 100  # names that are counted
 _MISSPELT = 0.8  # how like a name is to one that is read, from which that one is meant
 _TOKENS_OF = ("tokens", "num_tokens", "completion_tokens", "generated_tokens")  # of the output
@@ -177,39 +204,16 @@ class PlainOutcomes(OutcomeReader):
 
     def _of_lines(self, lines: Lines) -> Iterator[Outcome]:
         """Yield the samples: of usual lines at once, which is twice as fast, of others by rows."""
-        decode = msgspec.json.Decoder(_Usual).decode
+        decode = msgspec.json.Decoder(_Line).decode
         for number, line in lines:
             try:
                 each = decode(line) if line is not None and len(line) <= _USUAL_BYTES else None
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 each = None
-            thought = None if each is None else each.think_tokens
-            if (
-                each is None
-                or each.error
-                or each.scores == []
-                or (thought is not None and _thinks_more(thought, each.output_tokens))
-            ):
+            if each is None or each.error or each.scores == [] or _thinks_more(each):
                 yield from self._of_rows([(number, line)])
             elif self._is_read(each.model, number):
-                yield Outcome(
-                    problem_id=each.problem_id,
-                    sample_index=each.sample_index,
-                    place=number,
-                    answer=each.answer,
-                    expected=each.expected,
-                    correct=each.correct,
-                    prompt_tokens=each.prompt_tokens,
-                    output_tokens=each.output_tokens,
-                    think_tokens=thought,
-                    latency_s=each.latency_s,
-                    logprob_mean=each.logprob_mean,
-                    score=self._score(each.score, each.scores),
-                    group=each.group,
-                    finish_reason=None
-                    if each.finish_reason is None
-                    else ended_by(each.finish_reason),
-                )
+                yield self._outcome(each, number)
 
     def _of_rows(self, lines: Lines) -> Iterator[Outcome]:
         asked, column_seen = self._prompt_column, False
@@ -217,75 +221,60 @@ class PlainOutcomes(OutcomeReader):
             for name in row.keys() - _READ - {asked}:
                 if name in self._unread.counts or len(self._unread.counts) < _MOST_UNREAD:
                     self._unread.add(name, number)
-            if failed := bool(row.get("error")):  # whatever it says of the answer
-                row |= {"answer": None, "correct": None}
-            reason = _fault(row)
-            if reason is not None:
+            if row.get("error"):  # whatever it says of the answer
+                row |= {"error": FAILED, "answer": None, "correct": None}
+            if (reason := _fault(row)) is not None:
                 self.skipped.add(f"lines {reason}", number)
-                continue
-            if not self._is_read(self._text(row, "model", number), number):
-                continue
-            if asked is not None:
-                column_seen = column_seen or asked in row
-                row["prompt_tokens"] = row.get(asked)
-            yield Outcome(
-                problem_id=str(row["problem_id"]),
-                sample_index=int(row["sample_index"]),
-                place=number,
-                answer=self._text(row, "answer", number),
-                expected=self._text(row, "expected", number),
-                correct=None if row["correct"] is None else truth(row["correct"]),
-                error=FAILED if failed else None,
-                **self._optional(row, number),
-            )
+            elif self._is_read(TEXT.optional(row, "model", self.skipped, number), number):
+                if asked is not None:
+                    column_seen = column_seen or asked in row
+                    row["prompt_tokens"] = row.get(asked)
+                yield self._outcome(self._mended(row, number), number)
         if asked is not None and not column_seen:
             raise UsageError(
                 f"--prompt-tokens {asked}: no line of {self._path.name} has it. Give a number of "
                 "tokens, or the name that has it in a line"
             )
 
-    def _optional(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
+    def _mended(self, row: dict[str, Any], number: int) -> _Line:
+        """Return a line without the values that are wrong, which are counted."""
+        line = _Line(
+            problem_id=str(row["problem_id"]),
+            sample_index=int(row["sample_index"]),
+            correct=truth(row["correct"]),
+            error=row.get("error") or None,
+            **{
+                name: each.optional(row, name, self.skipped, number)
+                for name, each in _OPTIONAL.items()
+            },
+        )
         for name in _TOKENS:
-            if (value := row.get(name)) is not None:
-                count = whole_number(value)
-                fields[name] = None if count is None or count > MOST_TOKENS else count
-                if count is None:
-                    self.skipped.add(f"values of {name} that are no whole number", number)
-                elif count > MOST_TOKENS:
-                    self.skipped.add(f"values of {name} above {MOST_TOKENS:,}", number)
-        if _thinks_more(fields.get("think_tokens"), fields.get("output_tokens")):
-            fields["think_tokens"] = None
+            if (getattr(line, name) or 0) > MOST_TOKENS:
+                setattr(line, name, None)
+                self.skipped.add(f"values of {name} above {MOST_TOKENS:,}", number)
+        if _thinks_more(line):
+            line.think_tokens = None
             self.skipped.add("values of think_tokens that are above output_tokens", number)
-        if (value := row.get("latency_s")) is not None:
-            seconds = finite(value)
-            valid = seconds is not None and 0 <= seconds <= _LONGEST_S
-            fields["latency_s"] = seconds if valid else None
-            if fields["latency_s"] is None:
-                self.skipped.add("values of latency_s that are no time", number)
-        fields |= self._scored(row, number)
-        for name in _TEXTS:
-            if name in row:
-                fields[name] = self._text(row, name, number)
-        fields["finish_reason"] = ended_by(fields.get("finish_reason") or "")
-        return fields
+        return line
 
-    def _scored(self, row: dict[str, Any], number: int) -> dict[str, float | None]:
-        """Return what says how good a sample is, and count what cannot be read."""
-        fields: dict[str, float | None] = {}
-        for name in ("logprob_mean", "score"):
-            if (value := row.get(name)) is not None:
-                fields[name] = finite(value)
-                if fields[name] is None:
-                    self.skipped.add(f"values of {name} that are no number", number)
-        if (value := row.get("scores")) is not None:
-            steps = [finite(each) for each in value] if isinstance(value, list) else []
-            known = [each for each in steps if each is not None]
-            if not known or len(known) < len(steps):
-                self.skipped.add("values of scores that are no list of numbers", number)
-            else:
-                fields["score"] = self._score(fields.get("score"), known)
-        return fields
+    def _outcome(self, line: _Line, number: int) -> Outcome:
+        return Outcome(
+            problem_id=line.problem_id,
+            sample_index=line.sample_index,
+            place=number,
+            answer=line.answer,
+            expected=line.expected,
+            correct=line.correct,
+            prompt_tokens=line.prompt_tokens,
+            output_tokens=line.output_tokens,
+            think_tokens=line.think_tokens,
+            latency_s=line.latency_s,
+            logprob_mean=line.logprob_mean,
+            score=self._score(line.score, line.scores),
+            group=line.group,
+            finish_reason=ended_by(line.finish_reason or ""),
+            error=line.error or None,
+        )
 
     def _score(self, score: float | None, steps: list[float] | None) -> float | None:
         """Return a sample's score, of its steps where it has none by itself."""
@@ -294,39 +283,22 @@ class PlainOutcomes(OutcomeReader):
         self._has_steps = True
         return STEP_SCORES[self._step_scores](steps)
 
-    def _text(self, row: dict[str, Any], name: str, number: int) -> str | None:
-        value = row.get(name)
-        if value is None or isinstance(value, str):
-            return value
-        if isinstance(value, int | float):  # 2.0 is 2
-            is_whole = isinstance(value, float) and abs(value) < LARGEST and value == int(value)
-            return str(int(value)) if is_whole else str(value)
-        self.skipped.add(f"values of {name} that are neither text nor number", number)
-        return None
 
-
-def _thinks_more(thought: int | None, made: int | None) -> bool:
+def _thinks_more(line: _Line) -> bool:
     """Whether a thought has more tokens than the output that it is part of."""
+    thought, made = line.think_tokens, line.output_tokens
     return thought is not None and made is not None and thought > made
 
 
 def _fault(row: dict[str, Any]) -> str | None:
     """Return why a line is no sample, None when it is one."""
-    index, right = row.get("sample_index"), row.get("correct")
-    named = type(row.get("problem_id")) is str and type(right) is bool
-    if named and type(index) is int and 0 <= index <= LARGEST:  # as nearly all are
-        return None
     for name in _NEEDED:
         if name not in row:
             instead = next((each for each in row.keys() - _READ if _meant(each) == name), None)
             return f"without {name}" + ("" if instead is None else f", but with {instead}")
-    problem = row["problem_id"]
-    if isinstance(problem, bool) or not isinstance(problem, str | int):
-        return "whose problem_id is neither text nor whole number"
-    if whole_number(row["sample_index"]) is None:
-        return "whose sample_index is no whole number"
-    if row["correct"] is not None and truth(row["correct"]) is None:
-        return "whose correct is neither true, false nor null"
+    for name, each in _NEEDED.items():
+        if each.read(row[name]) is None and not (name == "correct" and row[name] is None):
+            return f"whose {name} is {each.wrong}"
     return None
 
 
@@ -337,12 +309,6 @@ def _meant(name: str) -> str | None:
     return next(iter(get_close_matches(name.lower(), sorted(_READ), 1, _MISSPELT)), None)
 
 
-_NAMES = (
-    "problem_id", "sample_index", "correct", "answer", "expected", "output_tokens",
-    "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "score", "scores",
-    "finish_reason",
-)  # fmt: skip
-_NEEDED = _NAMES[:3]
 _MOST_COLUMNS = 8
 _REQUESTS = "TIMESTAMP,ContextTokens,GeneratedTokens"
 _LINES = PlainOutcomes.shape
@@ -357,7 +323,7 @@ def not_lines(head: bytes) -> str | None:
         return f"is a JSON array. {_LINES}"
     first = text.partition(b"\n")[0].decode("utf-8", "replace")
     cells = [cell.strip(' "\r').lower() for cell in re.split(r"[,;\t]", first)]
-    if len(cells) > 1 and not text.startswith(b"{") and set(cells) & set(_NAMES):
+    if len(cells) > 1 and not text.startswith(b"{") and _NAMES & set(cells):
         return f"is a table with columns, such as CSV. Requests have {_REQUESTS} there. {_LINES}"
     if (columns := _columns(text)) is not None:
         return f"is a table with the columns {columns}. Requests have {_REQUESTS} there. {_LINES}"
@@ -383,7 +349,7 @@ def _lacking(text: bytes) -> str | None:
         row = msgspec.json.decode(first)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if not isinstance(row, dict) or not (rest.lstrip().startswith(b"{") or row.keys() & {*_NAMES}):
+    if not isinstance(row, dict) or not (rest.lstrip().startswith(b"{") or row.keys() & _NAMES):
         return None
     lacking = [name for name in _NEEDED if name not in row]
     if "problem_id" not in lacking and len(lacking) < 2:  # so that the others are read and counted
