@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.source import format_of, head_of
+from traces.foreign.source import head_of
 from traces.plain_text import flag_word
 
 FileKind = Literal["samples", "requests", "traces", "passes", "forwards"]
@@ -32,32 +32,32 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     Raises OutcomesError where it cannot be read, TraceError where it is of no kind, UsageError for
     several files of requests.
     """
-    from traces.foreign.evaluations import importer as outcome_import
+    from traces.foreign.evaluations import importer as outcomes
     from traces.foreign.evaluations.plain import not_lines
-    from traces.foreign.power import readings
-    from traces.foreign.requests import importer as request_import
-    from traces.foreign.steps.bench_forward import holds_forwards
-    from traces.foreign.steps.forward_passes import holds_passes
+    from traces.foreign.power.readings import kept_in
+    from traces.foreign.requests import importer as requests
+    from traces.foreign.steps import bench_forward, forward_passes
     from traces.kineto.stream import TraceStream
 
-    if readings.format_of(paths[0]) is not None:
+    head = head_of(paths[0])
+    if kept_in(head) is not None:
         raise UsageError(
             f"{paths[0]}: holds power readings. Join them with the recording of the run: "
             f"ttscope import REC {flag_word('power', paths[0])} -o OUT"
         )
-    if holds_passes(paths[0]):
+    if forward_passes.recognises(head):
         return "passes"
-    if holds_forwards(paths[0]):
+    if bench_forward.recognises(head):
         if len(paths) > 1:
             raise UsageError("give one file of vllm bench forward at a time")
         return "forwards"
-    if format_of(paths[0], outcome_import.FORMATS) is not None:
+    if any(each.recognises(head) for each in outcomes.FORMATS):
         return "samples"
-    if format_of(paths[0], request_import.FORMATS) is None:
-        if (why := not_lines(head_of(paths[0]))) is not None:
-            raise OutcomesError(f"{paths[0]}: {why}")
-        next(iter(TraceStream(paths[0])), None)
-        return "traces"
-    if len(paths) > 1:
-        raise UsageError("give one file of requests at a time. Each is a load of its own")
-    return "requests"
+    if any(each.recognises(head) for each in requests.FORMATS):
+        if len(paths) > 1:
+            raise UsageError("give one file of requests at a time. Each is a load of its own")
+        return "requests"
+    if (why := not_lines(head)) is not None:
+        raise OutcomesError(f"{paths[0]}: {why}")
+    next(iter(TraceStream(paths[0])), None)
+    return "traces"

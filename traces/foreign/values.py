@@ -106,14 +106,8 @@ class Field(NamedTuple):
     read: Callable[[Any], Any]
     wrong: str
 
-    def needed(self, row: Mapping[str, Any], name: str) -> Any:
-        """Return a row's value. Raises ValueError with why the row cannot be without it."""
-        if row.get(name) is None:
-            raise ValueError(f"without {name}")
-        return self.sound(row, name)
-
     def sound(self, row: Mapping[str, Any], name: str) -> Any:
-        """Return a row's value. Raises ValueError where it is wrong, as one that lacks is."""
+        """Return a row's value. Raises ValueError with why it is wrong."""
         if (value := self.read(row.get(name))) is None:
             raise ValueError(f"whose {name} is {self.wrong}")
         return value

@@ -91,24 +91,7 @@ def import_outcomes(
     chosen = _same_format(paths)
     choices, given = choices or Choices(), given or Given()
     choices = replace(choices, model=given.model, temperature=given.temperature)
-    if choices.judge is not None and not chosen.completions:
-        raise UsageError(
-            f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"
-        )
-    if choices.score is not None and not chosen.completions:
-        raise UsageError(
-            f"--score chooses a metric or scorer, and {chosen.name} has none. Leave it out"
-        )
-    if choices.step_scores is not None and chosen.completions:
-        raise UsageError(
-            f"--step-scores is for the scores of plain outcomes, and {chosen.name} has none. Leave "
-            "it out"
-        )
-    if choices.prompt_column is not None and chosen.completions:
-        raise UsageError(
-            f"--prompt-tokens {choices.prompt_column}: {chosen.name} has no such name. Give a "
-            "number of tokens"
-        )
+    _check_choices(choices, chosen)
     table = OutcomeTable(
         keep_text=record_text,
         prompt_tokens=given.prompt_tokens,
@@ -164,6 +147,25 @@ def import_outcomes(
         files=files,
         notes=tuple(notes),
     )
+
+
+_OF_COMPLETIONS = {  # choices that are of formats with completions, or (False) of plain outcomes
+    "judge": (True, "--verifier reads answers out of completions"),
+    "score": (True, "--score chooses a metric or scorer"),
+    "step_scores": (False, "--step-scores is for the scores of plain outcomes"),
+}
+
+
+def _check_choices(choices: Choices, chosen: type[OutcomeReader]) -> None:
+    """Raise UsageError for a choice that the format does not have."""
+    for name, (completions, does) in _OF_COMPLETIONS.items():
+        if getattr(choices, name) is not None and chosen.completions is not completions:
+            raise UsageError(f"{does}, and {chosen.name} has none. Leave it out")
+    if choices.prompt_column is not None and chosen.completions:
+        raise UsageError(
+            f"--prompt-tokens {choices.prompt_column}: {chosen.name} has no such name. Give a "
+            "number of tokens"
+        )
 
 
 def _check_copies(paths: Sequence[Path]) -> None:

@@ -25,7 +25,7 @@ from traces.foreign.evaluations.reader import (
     some,
 )
 from traces.foreign.source import ENTRY_BYTES, ArrayStream, ZipSource, decode, decode_read
-from traces.foreign.values import finite, truth, whole_number
+from traces.foreign.values import truth, whole_number
 
 _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
@@ -186,12 +186,7 @@ class InspectLog(OutcomeReader):
         for config in (evaluation.model_generate_config, plan):  # the plan's settings win
             if config is None:
                 continue
-            temperature, top_p = finite(config.temperature), finite(config.top_p)
-            if temperature is not None and temperature >= 0:
-                self.facts.temperature = temperature
-            if top_p is not None and 0 < top_p <= 1:
-                self.facts.top_p = top_p
-            self.facts.max_tokens = whole_number(config.max_tokens) or self.facts.max_tokens
+            self.facts.draw(config.temperature, config.top_p, config.max_tokens)
             if isinstance(config.reasoning_effort, str):
                 self.facts.effort = config.reasoning_effort[:40]
 

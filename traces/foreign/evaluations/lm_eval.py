@@ -225,19 +225,15 @@ class LmEvalSamples(OutcomeReader):
         if not isinstance(settings, dict) or not settings or self._settings_read:
             return
         self._settings_read = True
-        self.facts.max_tokens = whole_number(settings.get("max_gen_toks"))
         temperature = finite(settings.get("temperature"))
-        greedy = settings.get("do_sample") is False
-        if greedy and temperature:
-            if self._choices.temperature is None:
+        if settings.get("do_sample") is False:
+            if temperature and self._choices.temperature is None:
                 self.facts.notes.append(
                     f"do_sample false and temperature {temperature:g}: with vLLM lm-eval draws at "
                     "this temperature, with Transformers at 0. Say which with --temperature"
                 )
-        elif greedy or (temperature is not None and temperature >= 0):
-            self.facts.temperature = temperature or 0.0
-        top_p = finite(settings.get("top_p"))
-        self.facts.top_p = top_p if top_p is not None and 0 < top_p <= 1 else None
+            temperature = None if temperature else 0.0
+        self.facts.draw(temperature, settings.get("top_p"), settings.get("max_gen_toks"))
 
     def _told(self) -> None:
         """Say what was chosen, once the file is read."""

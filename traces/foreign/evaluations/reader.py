@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from traces.foreign.source import Reader
-from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped, finite, whole_number
 from traces.schema.engine import ModelFacts
 from traces.schema.formats import listed
 
@@ -73,6 +73,15 @@ class FileFacts:
     own_metric: str | None = None
     own: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def draw(self, temperature: Any, top_p: Any, max_tokens: Any) -> None:
+        """Keep how samples were drawn, as far as it can be so."""
+        heat, share = finite(temperature), finite(top_p)
+        if heat is not None and heat >= 0:
+            self.temperature = heat
+        if share is not None and 0 < share <= 1:
+            self.top_p = share
+        self.max_tokens = whole_number(max_tokens) or self.max_tokens
 
 
 Judge = Callable[[str, str | None, str], tuple[str | None, bool | None]]

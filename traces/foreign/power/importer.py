@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -51,21 +51,31 @@ def import_power(
     check_free(folder)
     key, window = _run_of(recording)
     source = PowerFile(path, zone_named(zone), limit_bytes)
-    rows, coverage, outside = _in_window(source, window)
-    chosen = _chosen(coverage, gpus)
-    engine = _engine_with(recording, key, len(chosen), path, coverage, named=bool(gpus))
-    rows = [row for row in rows if (row.host, row.device) in chosen]
+    found = _in_window(source, window)
+    chosen = _chosen(found, gpus)
+    had = recording.manifest.engines[key]
+    engine = _engine_with(had, len(chosen), found, named=bool(gpus))
+    rows = [row for row in found.rows if (row.host, row.device) in chosen]
     frame = _frame(rows)
-    reason = energy_curve(frame, window)
+    notes = _notes(found, zone, len(chosen))
+    if engine is not had:
+        notes.append(f"the engine is taken to have {counted(len(chosen), 'GPU')}")
+    notes += _notes_of(source, frame)
+    curve, reason, joules = energy_curve(frame, window), None, None
     run_s = (window[1] - window[0]) / 1e9
-    curve = None if isinstance(reason, str) else reason
-    joules = None if curve is None else float(curve.joules[-1] - curve.joules[0])
-    notes = _notes(source, zone, window, coverage, frame, chosen, engine, recording, key)
-    if isinstance(reason, str):
+    if isinstance(curve, str):
+        reason = curve
         notes.append(f"these readings give no energy: {reason}")
-    _write(recording, folder, frame, key, engine, source, notes)
-    readings = dict(Counter(_shown(row) for row in rows))
+    else:
+        joules = float(curve.joules[-1] - curve.joules[0])
     mean_w = None if joules is None else joules / run_s
+    with written_into(folder, private=recording.manifest.text_recorded) as tables:
+        for table in TABLES:
+            tables.copy(table, recording.paths(table))
+        tables.add("power", frame)
+        tables.add("events", pl.DataFrame({"detail": notes}), engine=key, kind="note")
+        _joined(recording.manifest, source, {key: engine}).write(folder)
+    readings = dict(Counter(_shown(row) for row in rows))
     return Imported(
         head=f"{source.format}: {counted(len(rows), 'reading')} of "
         f"{counted(len(readings), 'GPU')} in a run of {number(run_s, 's')}",
@@ -78,11 +88,11 @@ def import_power(
             "of": str(recording.path),
             "format": source.format,
             "gpus": readings,
-            "outside": outside,
+            "outside": found.outside,
             "run_s": run_s,
             "energy_j": joules,
             "mean_w": mean_w,
-            "reason": reason if isinstance(reason, str) else None,
+            "reason": reason,
             "skipped": source.skipped.counts,
         },
         skipped=source.skipped,
@@ -92,11 +102,19 @@ def import_power(
 
 @dataclass
 class _Found:
-    """The GPUs read while the run went on, by host and device, and when a file's readings are."""
+    """The readings of a file that are of the run and a little around it.
 
-    gpus: dict[tuple[str | None, str], int | None]
-    first: int
-    last: int
+    `gpus` were read while it went on, by host and device. `first` and `last` are the times of all
+    readings, `outside` counts those that are not in `rows`.
+    """
+
+    source: PowerFile
+    window: Window
+    rows: list[Reading] = field(default_factory=list)
+    gpus: dict[tuple[str | None, str], int | None] = field(default_factory=dict)
+    first: int = 1 << 62
+    last: int = -1
+    outside: int = 0
 
 
 def _run_of(recording: Recording) -> tuple[str, Window]:
@@ -122,32 +140,31 @@ def _run_of(recording: Recording) -> tuple[str, Window]:
     return next(iter(recording.manifest.engines)), window
 
 
-def _in_window(source: PowerFile, window: Window) -> tuple[list[Reading], _Found, int]:
-    """Return the readings of the run and a little around it, and how many others there are."""
-    kept: list[Reading] = []
-    outside = 0
-    coverage = _Found({}, 1 << 62, -1)
+def _in_window(source: PowerFile, window: Window) -> _Found:
+    """Return the readings of the run. Raises OutcomesError where there are none."""
+    found = _Found(source, window)
     for reading in source:
-        coverage.first = min(coverage.first, reading.time)
-        coverage.last = max(coverage.last, reading.time)
+        found.first = min(found.first, reading.time)
+        found.last = max(found.last, reading.time)
         if not window[0] - _MARGIN_NS <= reading.time <= window[1] + _MARGIN_NS:
-            outside += 1
+            found.outside += 1
             continue
-        kept.append(reading)
+        found.rows.append(reading)
         if window[0] <= reading.time <= window[1]:
-            coverage.gpus.setdefault((reading.host, reading.device), reading.index)
-            if len(coverage.gpus) > MOST_DEVICES:
+            found.gpus.setdefault((reading.host, reading.device), reading.index)
+            if len(found.gpus) > MOST_DEVICES:
                 raise OutcomesError(f"{source.path}: has more than {MOST_DEVICES:,} GPUs")
-    if coverage.last < 0:
+    if found.last < 0:
         why = source.skipped.text() or "it has none"
         raise OutcomesError(f"{source.path}: no power reading in it can be read ({why})")
-    if not coverage.gpus:
-        raise OutcomesError(f"{source.path}: {_apart(source, coverage, window)}")
-    return kept, coverage, outside
+    if not found.gpus:
+        raise OutcomesError(f"{source.path}: {_apart(found)}")
+    return found
 
 
-def _apart(source: PowerFile, found: _Found, window: Window) -> str:
+def _apart(found: _Found) -> str:
     """Return how far readings and run lie apart, and which zone would join them."""
+    window, offset = found.window, found.source.offset
     if found.last < window[0]:
         where = f"end {number((window[0] - found.last) / 1e9, 's')} before it begins"
     elif found.first > window[1]:
@@ -160,19 +177,19 @@ def _apart(source: PowerFile, found: _Found, window: Window) -> str:
     )
     if not where:
         return reason
-    if source.offset is None:
+    if offset is None:
         return f"{reason}. Both must be of one clock"
-    fitting = _zones(source.offset, found, window)
+    fitting = _zones(offset, found)
     name = fitting[0] if len(fitting) == 1 else "+02:00"
     return (
-        f"{reason}. Its times were taken at {_offset(source.offset)}. Name their zone, such as "
+        f"{reason}. Its times were taken at {_offset(offset)}. Name their zone, such as "
         f"--power-zone {name}"
     )
 
 
-def _zones(offset: timedelta, found: _Found, window: Window) -> list[str]:
+def _zones(offset: timedelta, found: _Found) -> list[str]:
     """Return the other zones, in whole hours, in which the readings would span the run."""
-    hour = timedelta(hours=1)
+    hour, window = timedelta(hours=1), found.window
     fitting = []
     for shift in (each * hour for each in range(-2 * _HOURS, 2 * _HOURS + 1) if each):
         moved = round(shift.total_seconds()) * 1_000_000_000
@@ -201,14 +218,11 @@ def _chosen(found: _Found, asked: Sequence[str]) -> set[tuple[str | None, str]]:
     return chosen or set(found.gpus)
 
 
-def _engine_with(
-    recording: Recording, key: str, count: int, path: Path, found: _Found, *, named: bool
-) -> EngineConfig:
+def _engine_with(engine: EngineConfig, count: int, found: _Found, *, named: bool) -> EngineConfig:
     """Return the engine with so many GPUs. Raises UsageError where it is known to have others.
 
     What an import or a server does not tell of its GPUs is one, and is taken from the readings.
     """
-    engine = recording.manifest.engines[key]
     if engine.num_devices == count:
         return engine
     is_known = engine.num_gpus is not None or engine.num_devices > 1 or engine.mode != "server"
@@ -218,8 +232,8 @@ def _engine_with(
     if named:
         raise UsageError(f"--power-gpus names {counted(count, 'GPU')}, and {has}")
     raise UsageError(
-        f"{path}: {counted(count, 'GPU')} read while the run went on ({_names(found)}), and {has}. "
-        "Name those that it used, such as --power-gpus 0,1"
+        f"{found.source.path}: {counted(count, 'GPU')} read while the run went on "
+        f"({_names(found)}), and {has}. Name those that it used, such as --power-gpus 0,1"
     )
 
 
@@ -244,30 +258,23 @@ def _frame(rows: Sequence[Reading]) -> pl.DataFrame:
     return frame.with_columns(kind=pl.lit(KIND)).sort("time", maintain_order=True)
 
 
-def _notes(
-    source: PowerFile,
-    zone: str | None,
-    window: Window,
-    found: _Found,
-    frame: pl.DataFrame,
-    chosen: set[tuple[str | None, str]],
-    engine: EngineConfig,
-    recording: Recording,
-    key: str,
-) -> list[str]:
-    notes = [f"power of {counted(len(chosen), 'GPU')} imported from {source.format}"]
+def _notes(found: _Found, zone: str | None, count: int) -> list[str]:
+    source = found.source
+    notes = [f"power of {counted(count, 'GPU')} imported from {source.format}"]
     if source.offset is not None:
         whose = "this machine's zone" if zone is None else "as given"
         note = f"its times are taken as {_offset(source.offset)}, {whose}"
-        if _zones(source.offset, found, window):
+        if _zones(source.offset, found):
             note += (
                 ". The log is so long that another zone would fit the run too, and give another "
                 "energy. --power-zone names it"
             )
         notes.append(note)
-    if engine is not recording.manifest.engines[key]:
-        notes.append(f"the engine is taken to have {counted(len(chosen), 'GPU')}")
-    devices = frame.sort("time").group_by("host", "device")
+    return notes
+
+
+def _notes_of(source: PowerFile, frame: pl.DataFrame) -> list[str]:
+    devices, notes = frame.group_by("host", "device"), []
     falls = devices.agg((pl.col("energy_j").drop_nulls().diff() < 0).sum().alias("falls"))
     if again := int(falls["falls"].sum()):
         notes.append(f"energy counters that began again: {again:,}. The power readings bridge them")
@@ -276,29 +283,13 @@ def _notes(
     return notes + [f"{source.path.name}: {each}" for each in source.notes]
 
 
-def _write(
-    recording: Recording,
-    folder: Path,
-    frame: pl.DataFrame,
-    key: str,
-    engine: EngineConfig,
-    source: PowerFile,
-    notes: Sequence[str],
-) -> None:
-    manifest = recording.manifest
+def _joined(manifest: Manifest, source: PowerFile, engine: dict[str, EngineConfig]) -> Manifest:
     imported = {"format": source.format, "file": source.path.name, "skipped": source.skipped.counts}
-    with written_into(folder, private=manifest.text_recorded) as tables:
-        for table in TABLES:
-            tables.copy(table, recording.paths(table))
-        tables.add("power", frame)
-        detail = pl.DataFrame({"detail": list(notes)})
-        tables.add("events", detail, engine=key, kind="note")
-        changed: Manifest = replace(
-            manifest,
-            engines={**manifest.engines, key: engine},
-            provenance={**manifest.provenance, "power": imported},
-        )
-        changed.write(folder)
+    return replace(
+        manifest,
+        engines={**manifest.engines, **engine},
+        provenance={**manifest.provenance, "power": imported},
+    )
 
 
 def _offset(offset: timedelta) -> str:

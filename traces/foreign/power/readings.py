@@ -50,9 +50,8 @@ class Reading:
     host: str | None = None
 
 
-def format_of(path: Path) -> Format | None:
-    """Return which power readings a file holds, None for none. Raises OutcomesError."""
-    head = head_of(path)
+def kept_in(head: bytes) -> Format | None:
+    """Return which power readings a file with these first bytes holds, None for none."""
     if b'"telemetry_data"' in head and b'"timestamp_ns"' in head:
         return "aiperf GPU telemetry"
     first = head.lstrip(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
@@ -96,7 +95,7 @@ class PowerFile:
     offset: timedelta | None = None
 
     def __post_init__(self) -> None:
-        file_format = format_of(self.path)
+        file_format = kept_in(head_of(self.path))
         if file_format is None:
             raise OutcomesError(
                 f"{self.path}: holds no power readings. --power reads the CSV of nvidia-smi "

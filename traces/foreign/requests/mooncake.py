@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from traces.foreign.requests.reader import (
-    Request,
-    RowReader,
-    nanoseconds,
-    token_count,
-)
+from traces.foreign.requests.reader import Request, RowReader, nanoseconds, token_count
+from traces.foreign.values import Field
 from traces.recording.tables import MOST_TOKENS
 
 _MS = 1_000_000
 _SECONDS = range(1_500_000_000, 2_500_000_000)  # since 1970, of the years 2017 to 2049
-_TOKENS = ("input_length", "output_length")
+_TOKENS = Field(token_count, f"no whole number from 1 to {MOST_TOKENS:,}")
+_NEEDED = {
+    "timestamp": Field(lambda value: nanoseconds(value, _MS), "no time in milliseconds"),
+    "input_length": _TOKENS,
+    "output_length": _TOKENS,
+}
 
 
 class MooncakeTrace(RowReader):
@@ -50,18 +51,12 @@ class MooncakeTrace(RowReader):
 
     def _request(self, number: int, row: dict[str, Any]) -> Request:
         """Return a line's request. Raises ValueError with why it is none."""
-        for name in ("timestamp", *_TOKENS):
+        for name in _NEEDED:
             if row.get(name) is None:
                 raise ValueError(f"without {name}")
-        arrival = nanoseconds(row["timestamp"], _MS)
-        if arrival is None:
-            raise ValueError("whose timestamp is no time in milliseconds")
-        counts = [token_count(row[name]) for name in _TOKENS]
-        for name, count in zip(_TOKENS, counts, strict=True):
-            if count is None:
-                raise ValueError(f"whose {name} is no whole number from 1 to {MOST_TOKENS:,}")
-        blocks = self._blocks(row, counts[0] or 0, number)
-        return Request(number, counts[0], counts[1], arrival, prompt_blocks=blocks)
+        arrival, prompt, output = (each.sound(row, name) for name, each in _NEEDED.items())
+        blocks = self._blocks(row, prompt, number)
+        return Request(number, prompt, output, arrival, prompt_blocks=blocks)
 
     def _blocks(self, row: dict[str, Any], prompt_tokens: int, number: int) -> list[int] | None:
         """Return the names of the prompt's blocks, None where they are not told."""

@@ -18,7 +18,7 @@ import polars as pl
 from msgspec import Meta, Struct
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.source import decode, head_of, whole_text
+from traces.foreign.source import decode, whole_text
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL
 from traces.foreign.written import Imported, written_into
 from traces.recording.tables import FORWARD, TABLES
@@ -87,9 +87,8 @@ class _Shapes(Struct):
     ttscope: _Planned | None = None
 
 
-def holds_forwards(path: Path) -> bool:
-    """Whether a file's first bytes are of such results. Raises OutcomesError as `head_of`."""
-    head = head_of(path)
+def recognises(head: bytes) -> bool:
+    """Whether a file's first bytes are of such results."""
     return head.lstrip()[:1] == b"[" and b'"case"' in head and any(m in head for m in _MARKS)
 
 

@@ -52,9 +52,8 @@ _LOOKED_AT = 2_000  # records that tell whether an engine speculates
 Key = tuple[str, ...]  # namespace, component, producer, worker, rank
 
 
-def holds_passes(path: Path) -> bool:
-    """Whether a file begins with such records, of whatever version. Raises OutcomesError."""
-    head = head_of(path)
+def recognises(head: bytes) -> bool:
+    """Whether a file begins with such records, of whatever version."""
     alone = _ALONE.search(head) is not None and _REQUESTS.search(head) is not None
     return _FAMILY.search(head) is not None or alone
 
@@ -135,7 +134,7 @@ class _Reader:
         """
         firsts = []
         for place, path in enumerate(dict.fromkeys(paths)):
-            if not holds_passes(path):
+            if not recognises(head_of(path)):
                 raise OutcomesError(
                     f"{path}: holds no forward passes, as the other files do. Import each kind "
                     "by itself"
