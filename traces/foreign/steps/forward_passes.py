@@ -10,7 +10,7 @@ model, which who imports them may.
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,6 +193,7 @@ class _Engine:
     """The rows of one worker's rank; the first records wait until they tell of speculation."""
 
     name: str
+    config: EngineConfig
     rows: ForwardPassRows
     waiting: list[_Line] | None = field(default_factory=list)
     kept: float | None = None  # tokens a request and step
@@ -219,11 +220,12 @@ class _Engine:
         for line in lines:
             yield from self.rows.rows(line.record, line.time)
 
-    def with_limits(self, config: EngineConfig) -> EngineConfig:
-        """Return the engine with the limits that its steps run into, under the key that it has."""
+    @property
+    def limited(self) -> EngineConfig:
+        """The engine with the limits that its steps run into, which its key is without."""
         limits = self.rows.limits
         return replace(
-            config,
+            self.config,
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
         )
@@ -262,7 +264,7 @@ class _Passes:
     engines: dict[Key, _Engine] = field(default_factory=dict)
     left_out: int = 0  # records of engines beyond `MOST_ENGINES`
     heartbeats: int = 0
-    _rows: deque[dict[str, Any]] = field(default_factory=deque)
+    _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, line: _Line) -> None:
         engine = self.engines.get(line.key)
@@ -270,8 +272,8 @@ class _Passes:
             if len(self.engines) >= MOST_ENGINES:
                 self.left_out += 1
                 return
-            number = str(len(self.engines))
-            engine = _Engine(_shown(line.key), ForwardPassRows(engine=number))
+            config = _config(line.key, self.model)
+            engine = _Engine(_shown(line.key), config, ForwardPassRows(engine=config.key()))
             self.engines[line.key] = engine
         self._rows.extend(engine.take(line))
         if len(self._rows) >= _PART_ROWS:
@@ -289,38 +291,24 @@ class _Passes:
             self._write()
 
     def _write(self) -> None:
-        """Write the rows; an engine's number stands for its key, which is known at the end."""
-        keys = self.keys()
-        rows = [row | {"engine": keys[row["engine"]]} for row in self._rows]
+        self.tables.add("steps", pl.DataFrame(self._rows, schema=TABLES["steps"]))
         self._rows.clear()
-        self.tables.add("steps", pl.DataFrame(rows, schema=TABLES["steps"]))
-
-    def keys(self) -> dict[str, str]:
-        return {
-            each.rows.engine: _config(key, self.model).key() for key, each in self.engines.items()
-        }
 
     def finish(self, paths: Sequence[Path], reader: _Reader, notes: Sequence[str]) -> None:
         """Write the notes, those of all with the first engine, and the manifest. Raises OSError."""
-        first = next(iter(self.engines.values()))
-        configs = [_config(key, self.model) for key in self.engines]
-        lost = sum(each.rows.lost for each in self.engines.values() if not each.sampled)
+        engines = list(self.engines.values())
+        first = engines[0].config
+        lost = sum(each.rows.lost for each in engines if not each.sampled)
+        told = [(each.rows.engine, note) for each in engines for note in _notes_of(each)]
         self.tables.finish(
             {
                 "format": FORMAT,
                 "files": [{"name": path.name} for path in paths],
                 "skipped": reader.skipped.counts,
             },
-            (
-                (_config(key, self.model).key(), note)
-                for key, engine in self.engines.items()
-                for note in (*(notes if engine is first else ()), *_notes_of(engine))
-            ),
-            engines={
-                each.key(): engine.with_limits(each)
-                for each, engine in zip(configs, self.engines.values(), strict=True)
-            },
-            models=models_named(self.facts, configs[0]),
+            [*((first.key(), note) for note in notes), *told],
+            engines={each.rows.engine: each.limited for each in engines},
+            models=models_named(self.facts, first),
             dropped={"steps": lost} if lost else {},
         )
 
