@@ -97,8 +97,8 @@ def import_outcomes(
         prompt_tokens=given.prompt_tokens,
         no_answer=frozenset(each.strip() for each in given.no_answer),
     )
-    files: list[ImportedFile] = []
     _check_copies(paths)
+    files: list[ImportedFile] = []
     for at, path in enumerate(paths):
         if on_file is not None:
             on_file(path)
@@ -130,7 +130,33 @@ def import_outcomes(
         notes.append(note)
     if late := choices.too_long():
         notes.append(took_too_long(late))
-    _write(folder, chosen, files, outcomes, notes, record_text, choices.verifier, given, differing)
+    policy = _policy(files, given, outcomes.most)
+    engine = EngineConfig(model=_model(files, given), mode="server")
+    keys = {"engine": engine.key(), "policy": policy.key()}
+    with written_into(folder, private=record_text) as tables:
+        tables.add_whole("problems", outcomes.problems, _SLICE_ROWS, **keys)
+        tables.add_whole("samples", outcomes.samples, _SLICE_ROWS, role="sample", **keys)
+        tables.finish_one(
+            {
+                "format": chosen.name,
+                "given": given.to_json(),
+                "unlike": differing,
+                "identities": identities_text(outcomes.identities),
+                "failed_problems": outcomes.failed_problems,
+                "files": [{"name": each.path.name, **each.to_json()} for each in files],
+            },
+            notes,
+            engine,
+            policy,
+            given.facts,
+            workload=WorkloadFacts(
+                name=_one(files, "task") or own_name(files[0].path),
+                hash=outcomes.identity,
+                problems=outcomes.problems.height,
+                verifier=choices.verifier,
+            ),
+            text_recorded=record_text,
+        )
     samples, problems = outcomes.samples.height, outcomes.problems.height
     answered, judged = (outcomes.samples[name].count() for name in ("answer", "correct"))
     return Imported(
@@ -529,58 +555,20 @@ def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
     return values.pop() if len(values) == 1 else None
 
 
+def _policy(files: Sequence[ImportedFile], given: Given, most: int) -> Policy:
+    temperature = _one(files, "temperature", given.temperature)
+    return Policy(
+        method="greedy" if most == 1 and temperature == 0 else "majority",
+        n=most,
+        max_tokens=_one(files, "max_tokens", given.max_tokens) or None,
+        temperature=temperature,
+        top_p=_one(files, "top_p", given.top_p),
+    )
+
+
 def _model(files: Sequence[ImportedFile], given: Given) -> str:
     """Return the model's name. Raises UsageError for files of several models."""
     models = {each.facts.model for each in files} - {None}
     if len(models) > 1:
         raise UsageError(f"the files are of different models ({', '.join(map(str, models))})")
     return given.model_name(next(iter(models), None))
-
-
-def _write(
-    folder: Path,
-    chosen: type[OutcomeReader],
-    files: Sequence[ImportedFile],
-    counted: Counted,
-    notes: Sequence[str],
-    record_text: bool,
-    verifier: str | None,
-    given: Given,
-    differing: Sequence[str],
-) -> None:
-    temperature = _one(files, "temperature", given.temperature)
-    greedy = counted.most == 1 and temperature == 0
-    policy = Policy(
-        method="greedy" if greedy else "majority",
-        n=counted.most,
-        max_tokens=_one(files, "max_tokens", given.max_tokens) or None,
-        temperature=temperature,
-        top_p=_one(files, "top_p", given.top_p),
-    )
-    engine = EngineConfig(model=_model(files, given), mode="server")
-    imported = {
-        "format": chosen.name,
-        "given": given.to_json(),
-        "unlike": list(differing),
-        "identities": identities_text(counted.identities),
-        "failed_problems": counted.failed_problems,
-        "files": [{"name": each.path.name, **each.to_json()} for each in files],
-    }
-    keys = {"engine": engine.key(), "policy": policy.key()}
-    with written_into(folder, private=record_text) as tables:
-        tables.add_whole("problems", counted.problems, _SLICE_ROWS, **keys)
-        tables.add_whole("samples", counted.samples, _SLICE_ROWS, role="sample", **keys)
-        tables.finish_one(
-            imported,
-            notes,
-            engine,
-            policy,
-            given.facts,
-            workload=WorkloadFacts(
-                name=_one(files, "task") or own_name(files[0].path),
-                hash=counted.identity,
-                problems=counted.problems.height,
-                verifier=verifier,
-            ),
-            text_recorded=record_text,
-        )

@@ -218,7 +218,9 @@ class PlainOutcomes(OutcomeReader):
     def _of_rows(self, lines: Lines) -> Iterator[Outcome]:
         asked, column_seen = self._prompt_column, False
         for number, row in objects_in(lines, self.skipped):
-            for name in row.keys() - _READ - {asked}:
+            for name in row:
+                if name in _READ or name == asked:
+                    continue
                 if name in self._unread.counts or len(self._unread.counts) < _MOST_UNREAD:
                     self._unread.add(name, number)
             if row.get("error"):  # whatever it says of the answer
@@ -294,7 +296,9 @@ def _fault(row: dict[str, Any]) -> str | None:
     """Return why a line is no sample, None when it is one."""
     for name in _NEEDED:
         if name not in row:
-            instead = next((each for each in row.keys() - _READ if _meant(each) == name), None)
+            instead = next(
+                (each for each in row if each not in _READ and _meant(each) == name), None
+            )
             return f"without {name}" + ("" if instead is None else f", but with {instead}")
     for name, each in _NEEDED.items():
         if each.read(row[name]) is None and not (name == "correct" and row[name] is None):

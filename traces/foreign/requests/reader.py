@@ -37,7 +37,6 @@ REQUESTS: dict[str, pl.DataType] = {
     "first_token": pl.Int64(),
     "end": pl.Int64(),
     "cached_tokens": pl.Int64(),
-    "finish_reason": pl.Utf8(),
     "error": pl.Utf8(),
     "prompt_blocks": pl.List(pl.Int64),
 }
@@ -57,7 +56,6 @@ class Request(NamedTuple):
     first_token: int | None = None
     end: int | None = None
     cached_tokens: int | None = None
-    finish_reason: str | None = None
     error: str | None = None
     prompt_blocks: list[int] | None = None
 
