@@ -20,7 +20,7 @@ from traces.foreign.evaluations.reader import (
     some,
 )
 from traces.foreign.source import objects
-from traces.foreign.values import Skipped, finite, truth, whole_number
+from traces.foreign.values import WHOLE, Skipped, finite, truth
 
 _PREFERRED = ("exact_match", "acc", "math_verify", "pass@1")
 _OWN_KEYS = {
@@ -102,9 +102,7 @@ class LmEvalSamples(OutcomeReader):
     def _document(self, number: int, row: Mapping[str, Any]) -> list[Outcome]:
         """Return a document's samples. Raises ValueError with why there are none."""
         self._documents += 1
-        document = whole_number(row.get("doc_id"))
-        if document is None:
-            raise ValueError("whose doc_id is no whole number")
+        document = WHOLE.sound(row, "doc_id")
         self._choose_metric(row)
         target = row.get("target")
         expected = None if target is None else str(target).strip()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from traces.foreign.requests.reader import Request, RowReader, nanoseconds, token_count
+from traces.foreign.requests.reader import Request, RowReader, hashes, nanoseconds, token_count
 from traces.foreign.values import Field
 from traces.recording.tables import MOST_TOKENS
 
@@ -23,6 +23,7 @@ _NEEDED = {
     "input_length": _TOKENS,
     "output_length": _TOKENS,
 }
+_HASHES = hashes(-(1 << 63), 1 << 64)
 
 
 class MooncakeTrace(RowReader):
@@ -61,15 +62,8 @@ class MooncakeTrace(RowReader):
     def _blocks(self, row: dict[str, Any], prompt_tokens: int, number: int) -> list[int] | None:
         """Return the names of the prompt's blocks, None where they are not told."""
         block = self._choices.block_tokens
-        ids = row.get("hash_ids")
-        if ids is None or ids == []:
-            return None
-        valid = isinstance(ids, list) and all(
-            isinstance(each, int) and not isinstance(each, bool) and -(1 << 63) <= each < 1 << 64
-            for each in ids
-        )
-        if not valid:
-            self.skipped.add("values of hash_ids that are no list of whole numbers", number)
+        ids: list[int] | None = _HASHES.optional(row, "hash_ids", self.skipped, number)
+        if not ids:
             return None
         if len(ids) != -(-prompt_tokens // block):
             self.skipped.add(

@@ -21,6 +21,7 @@ from traces.foreign.source import Reader, objects
 from traces.foreign.values import (
     BLOCK_TOKENS,
     LIMIT_BYTES,
+    Field,
     finite,
     whole_number,
 )
@@ -148,6 +149,16 @@ def nanoseconds(value: Any, unit_ns: int) -> int | None:
         return None
     whole = math.floor(number)
     return whole * unit_ns + round((number - whole) * unit_ns)
+
+
+def hashes(least: int, below: int) -> Field:
+    """Return how the names of a prompt's blocks are read, each from `least` and under `below`."""
+
+    def read(ids: Any) -> list[int] | None:
+        whole = isinstance(ids, list) and all(type(i) is int and least <= i < below for i in ids)
+        return ids if whole else None
+
+    return Field(read, "no list of whole numbers")
 
 
 def ascend(*times: int | None) -> bool:

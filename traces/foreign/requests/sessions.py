@@ -20,16 +20,19 @@ from traces.files import DOCUMENT_VALUES
 from traces.foreign.requests.reader import (
     Request,
     RowReader,
+    hashes,
     nanoseconds,
     token_count,
 )
 from traces.foreign.source import ArrayStream, decode, head_of
-from traces.foreign.values import finite
+from traces.foreign.values import Field, finite
 from traces.recording.tables import MOST_TOKENS
 
 _S: Final = 1_000_000_000
 _BLOCK: Final = re.compile(rb'"block_size"\s*:\s*(\d{1,7})\b')
 _UNNAMED: Final = 1 << 61  # added to a request's place, the name of what has none
+_HASHES: Final = hashes(0, _UNNAMED)
+_BEGAN: Final = Field(lambda value: nanoseconds(value, _S), "no time in seconds")
 _DEEPEST: Final = 16  # sub-agents of sub-agents
 
 
@@ -73,31 +76,24 @@ class AgentSession(RowReader):
         prompt, output = token_count(row.get("in")), token_count(row.get("out"))
         if prompt is None or output is None:
             raise ValueError(f"without in and out from 1 to {MOST_TOKENS:,}")
-        arrival = nanoseconds(row.get("t"), _S)
-        if arrival is None:
-            raise ValueError("whose t is no time in seconds")
+        arrival = _BEGAN.sound(row, "t")
         took, end = finite(row.get("api_time")), None
         if took is not None and took > 0:
             end = nanoseconds(arrival / _S + took, _S)
         elif row.get("api_time") not in (None, 0):
             self.skipped.add("values of api_time that are no time", place)
-        blocks = self._blocks(row.get("hash_ids"), prompt, place)
+        blocks = self._blocks(row, prompt, place)
         model = row.get("model")
         if isinstance(model, str):
             self._models[model] = self._models.get(model, 0) + 1
             self.facts.model = self.facts.model or model
         return Request(place, prompt, output, arrival, end=end, prompt_blocks=blocks)
 
-    def _blocks(self, ids: Any, prompt_tokens: int, place: int) -> list[int] | None:
+    def _blocks(self, row: dict[str, Any], prompt_tokens: int, place: int) -> list[int] | None:
         """Return the names of the prompt's blocks with one for its rest, None where not told."""
         size = self.facts.block_tokens or 1
+        ids: list[int] | None = _HASHES.optional(row, "hash_ids", self.skipped, place)
         if ids is None:
-            return None
-        valid = isinstance(ids, list) and all(
-            type(each) is int and 0 <= each < _UNNAMED for each in ids
-        )
-        if not valid:
-            self.skipped.add("values of hash_ids that are no list of whole numbers", place)
             return None
         full, whole = prompt_tokens // size, -(-prompt_tokens // size)
         if len(ids) not in (full, whole):
