@@ -70,7 +70,7 @@ class Suspect:
     place: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Counted:
     """What the samples come to, as rows of a recording's tables without engine and policy.
 
@@ -78,33 +78,33 @@ class Counted:
     the same for the same problems.
     """
 
-    problems: pl.DataFrame
-    samples: pl.DataFrame
-    identity: str
-    identities: bytes  # IDENTITY_BYTES of each problem, in the order of names
-    doubled: int
-    doubled_place: int | None
-    most: int  # samples of a problem, n: nearly all problems have so many
-    largest: int  # samples that any problem came with
-    fewer: int  # problems with less than n
-    beyond: int  # samples left out, as their problems have n others
-    short: tuple[tuple[str, int], ...]  # the few problems, with their samples, that make n small
-    short_of: int  # samples that the others have
-    sets_differ: bool  # the sets of problems, each by itself, would have other n
-    failed: int  # samples, of all that came
-    failed_problems: int  # that have one of these
-    copies: int  # samples that another file of the same problems has too, or has drawn again
-    copied: tuple[int, int] | None  # files of which one has the samples of the other
-    repeated: tuple[tuple[int, int, int], ...]  # file, its problems, and its fewer prompts
-    answers_told: bool
-    prose: bool  # they are whole completions, and so none
-    contradicted: int  # answers that one problem has as right and as wrong
-    prompts_filled: int  # samples that have the prompt's length that was given
-    expected_differs: int  # problems whose samples have different expected answers
-    suspects: tuple[Suspect, ...]
-    untimed: int  # samples without a latency where others have one
-    logprobs: str | None  # why some are left out
-    logprobs_place: int | None  # of the first of them
+    problems: pl.DataFrame = field(default_factory=pl.DataFrame)
+    samples: pl.DataFrame = field(default_factory=pl.DataFrame)
+    identity: str = ""
+    identities: bytes = b""  # IDENTITY_BYTES of each problem, in the order of names
+    doubled: int = 0
+    doubled_place: int | None = None
+    most: int = 1  # samples of a problem, n: nearly all problems have so many
+    largest: int = 0  # samples that any problem came with
+    fewer: int = 0  # problems with less than n
+    beyond: int = 0  # samples left out, as their problems have n others
+    short: Sequence[tuple[str, int]] = ()  # the few problems, with their samples, that make n small
+    short_of: int = 0  # samples that the others have
+    sets_differ: bool = False  # the sets of problems, each by itself, would have other n
+    failed: int = 0  # samples, of all that came
+    failed_problems: int = 0  # that have one of these
+    copies: int = 0  # samples that another file of the same problems has too, or has drawn again
+    copied: tuple[int, int] | None = None  # files of which one has the samples of the other
+    repeated: Sequence[tuple[int, int, int]] = ()  # file, its problems, and its fewer prompts
+    answers_told: bool = False
+    prose: bool = False  # they are whole completions, and so none
+    contradicted: int = 0  # answers that one problem has as right and as wrong
+    prompts_filled: int = 0  # samples that have the prompt's length that was given
+    expected_differs: int = 0  # problems whose samples have different expected answers
+    suspects: Sequence[Suspect] = ()
+    untimed: int = 0  # samples without a latency where others have one
+    logprobs: str | None = None  # why some are left out
+    logprobs_place: int | None = None  # of the first of them
 
 
 @dataclass(frozen=True)
@@ -242,73 +242,52 @@ class OutcomeTable:
         self._close_chunk()
         frame = pl.concat(self._chunks, how="diagonal")
         self._chunks.clear()
-        frame, doubled, place = _without_doubles(frame)
-        repeated = tuple(self._repeated())
-        sampled = frame.height
-        frame, problems, again = self._join(frame, joined or [Joined((0,))])
-        copies = sampled - frame.height
-        came = frame.group_by("problem").len()["len"]
-        suspects = tuple(_suspects(frame, len(problems)))
+        found = Counted(repeated=[*self._repeated()], prompts_filled=self._prompts_filled)
+        frame, found.doubled, found.doubled_place = _without_doubles(frame)
+        found.copies = frame.height
+        frame, problems, found.copied = self._join(frame, joined or [Joined((0,))])
+        found.copies -= frame.height
+        found.largest = int(frame.group_by("problem").len()["len"].max() or 0)  # type: ignore[arg-type]
+        suspects = [*_suspects(frame, len(problems))]
         failed = frame.drop_nulls("error")
+        found.failed, found.failed_problems = failed.height, failed["problem"].n_unique()
         sizes = frame.filter(_sound(frame)).group_by("problem").len("count")
-        frame, most, beyond = _evened(frame, sizes["count"].sort())
-        short, short_of = _short(sizes, most)
+        found.sets_differ = self._sets_differ(sizes)
+        frame, found.most, found.beyond = _evened(frame, sizes["count"].sort())
+        short, found.short_of = _short(sizes, found.most)
         frame = _cut_at(frame, max_tokens)
-        prose = _is_prose(frame)
-        if prose:
+        found.prose = _is_prose(frame)
+        if found.prose:
             frame = frame.with_columns(key=pl.lit(None, pl.UInt64), text=pl.lit(None, pl.Utf8))
-        frame, logprobs, logprobs_place = _with_means(frame)
-        has_answers = bool(frame["key"].count())
-        contradicted = _contradicted(frame)
-        times = frame["latency_ns"] if "latency_ns" in frame.columns else None
-        if has_answers:
+        else:
+            found.suspects = suspects
+        frame, found.logprobs, found.logprobs_place = _with_means(frame)
+        found.answers_told = bool(frame["key"].count())
+        found.contradicted = _contradicted(frame)
+        found.expected_differs = len(self._expected_differs)
+        if "latency_ns" in frame.columns:
+            found.untimed = frame["latency_ns"].null_count()
+        if found.answers_told:
             frame = _with_right(frame, self._expected_differs)
         classes = _classes(frame)
         answers = classes.select("problem", "key", "answer")
         frame = frame.join(answers, on=["problem", "key"], how="left", maintain_order="left")
-        names = pl.DataFrame(
-            {
-                "problem_id": list(problems),
-                "group": self._groups,
-                "expected": self._expected,
-            },
-            schema={"problem_id": pl.Utf8, "group": pl.Utf8, "expected": pl.Utf8},
-        ).with_row_index("problem")
-        complete = frame.group_by("problem").agg(n=_sound(frame).sum())["n"] >= most
-        return Counted(
-            problems=_problem_rows(frame, classes, names, has_answers),
-            samples=frame.select(
-                names["problem_id"].gather(frame["problem"]),
-                pl.exclude("problem", "place", "key", "text", "prose", "uuid", "characters"),
-            ),
-            identity=self._identity(problems),
-            identities=b"".join(
-                self._identities[place][:IDENTITY_BYTES] for _, place in sorted(problems.items())
-            ),
-            doubled=doubled,
-            doubled_place=place,
-            most=most,
-            largest=int(came.max() or 0),  # type: ignore[arg-type]
-            fewer=len(complete) - int(complete.sum()),
-            beyond=beyond,
-            short=tuple((names["problem_id"][at], count) for at, count in short),
-            short_of=short_of,
-            sets_differ=self._sets_differ(sizes),
-            failed=failed.height,
-            failed_problems=failed["problem"].n_unique(),
-            copies=copies,
-            copied=again,
-            repeated=repeated,
-            answers_told=has_answers,
-            prose=prose,
-            contradicted=contradicted,
-            prompts_filled=self._prompts_filled,
-            expected_differs=len(self._expected_differs),
-            suspects=() if prose else suspects,
-            untimed=0 if times is None else times.null_count(),
-            logprobs=logprobs,
-            logprobs_place=logprobs_place,
+        columns = {"problem_id": list(problems), "group": self._groups, "expected": self._expected}
+        texts = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Utf8))
+        names = texts.with_row_index("problem")
+        found.short = [(names["problem_id"][at], count) for at, count in short]
+        complete = frame.group_by("problem").agg(n=_sound(frame).sum())["n"] >= found.most
+        found.fewer = len(complete) - int(complete.sum())
+        found.problems = _problem_rows(frame, classes, names, found.answers_told)
+        found.samples = frame.select(
+            names["problem_id"].gather(frame["problem"]),
+            pl.exclude("problem", "place", "key", "text", "prose", "uuid", "characters"),
         )
+        found.identity = self._identity(problems)
+        found.identities = b"".join(
+            self._identities[place][:IDENTITY_BYTES] for _, place in sorted(problems.items())
+        )
+        return found
 
     def _join(
         self, frame: pl.DataFrame, joined: Sequence[Joined]
