@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -70,6 +71,20 @@ def drawn_again(among: Sequence[Ints], counts: Sequence[int], seed: int) -> list
     return [
         [rng.choice(own, count) for own, count in zip(among, counts, strict=True)]
         for _ in range(MOST)
+    ]
+
+
+def with_drawn_again(
+    problems: Sequence[RecordedProblem], counts: Sequence[int], seed: int
+) -> list[list[RecordedProblem]]:
+    """Return the problems of fresh runs, [runs][problems], each with so many samples of its own."""
+    samples = [sample for problem in problems for sample in problem.samples]
+    return [
+        [
+            replace(problem, samples=[samples[place] for place in places])
+            for problem, places in zip(problems, run, strict=True)
+        ]
+        for run in drawn_again(drawn_among(problems), counts, seed)
     ]
 
 

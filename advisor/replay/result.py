@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -86,3 +87,31 @@ class Replayed:
             end_s=to(self.end_s),
             pace=pace,
         )
+
+    def of_problems(self, places: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> Replayed:
+        """Return the run of some of the problems, in the order of their places.
+
+        `first` [problems + 1] are where the samples of each begin. What is known of all steps alone
+        is shared: seconds as the problems took of them, the rest by generated tokens.
+        """
+        samples = np.concatenate([np.arange(first[place], first[place + 1]) for place in places])
+        own = {name: getattr(self, name)[places] for name in _OF_PROBLEMS}
+        own |= {name: getattr(self, name)[samples] for name in _OF_SAMPLES}
+        tokens = own["generated_tokens"].sum() / max(self.generated_tokens.sum(), 1)
+        busy = own["busy_share_s"].sum() / max(self.busy_s, 1e-12)
+        ended = np.nanmax(own["end_s"], initial=0.0)
+        return replace(
+            self,
+            **own,
+            makespan_s=float(max(ended, (own["arrival_s"] + own["latency_s"]).max())),
+            busy_s=self.busy_s * float(busy),
+            beyond_s=self.beyond_s * float(busy),
+            totals=self.totals * tokens,
+        )
+
+
+_OF_PROBLEMS: Final = ("latency_s", "busy_share_s", "arrival_s", "right", "decided_by")
+_OF_SAMPLES: Final = (
+    *("ttft_s", "front_end_s", "engine", "queued_s", "scheduled_s", "first_token_s", "end_s"),
+    *("cached_tokens", "prompt_tokens", "generated_tokens", "preempted", "cancelled"),
+)

@@ -22,12 +22,12 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, RecordedRun
+from advisor.forecast.stream import PosedProblems
 from advisor.replay.draws import (
-    drawn_again,
-    drawn_among,
     exact_half_width,
     of_other_draws,
     places_drawn,
+    with_drawn_again,
 )
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
@@ -95,22 +95,9 @@ class PolicyWork:
         """
         if policy == AS_SENT or policy.temperature == 0:
             return []
-        drawn = self.problems(pool, policy)[0]
+        counts = [len(problem.samples) for problem in self.problems(pool, policy)[0]]
         name = ("redrawn", *self._drawn_alike(pool, policy))
-        return self._once(name, lambda: self._draw_again(self._problems(pool), drawn))
-
-    def _draw_again(
-        self, recorded: list[RecordedProblem], drawn: list[RecordedProblem]
-    ) -> list[list[RecordedProblem]]:
-        samples = [sample for problem in recorded for sample in problem.samples]
-        counts = [len(problem.samples) for problem in drawn]
-        return [
-            [
-                dataclasses.replace(problem, samples=[samples[place] for place in places])
-                for problem, places in zip(drawn, run, strict=True)
-            ]
-            for run in drawn_again(drawn_among(recorded), counts, self.seed)
-        ]
+        return self._once(name, lambda: with_drawn_again(self._problems(pool), counts, self.seed))
 
     def of_draws(self, pool: Pool, policy: Policy) -> tuple[float, float]:
         """Return the share of the recorded samples that is drawn, and N / (N - 1), in the mean."""
@@ -118,17 +105,10 @@ class PolicyWork:
         share = pool.most_samples(policy) / counts
         return float(share.mean()), float(np.mean(counts / np.maximum(counts - 1, 1)))
 
-    def stream(self, pool: Pool, policy: Policy, passes: int) -> ReplayWorkload:
-        """Return the problems so many times over, in one random order, the draws in turn."""
-        name, count = self._drawn_alike(pool, policy), len(self.space.problem_ids)
-        draws = self.problems(pool, policy)
-        every = self._once(
-            ("stream", *name),
-            lambda: ReplayWorkload.from_loads([load for draw in draws for load in draw]),
-        )
-        order = np.random.default_rng([self.seed, 5]).permutation(count)
-        turns = np.arange(passes) % len(draws) * count
-        return every.posed(np.add.outer(turns, order).ravel())
+    def posed(self, pool: Pool, policy: Policy) -> PosedProblems:
+        """Return the draws of the problems, to be posed in any order."""
+        name = ("posed", *self._drawn_alike(pool, policy))
+        return self._once(name, lambda: PosedProblems(self.problems(pool, policy)))
 
     @staticmethod
     def _drawn_alike(pool: Pool, policy: Policy) -> tuple[Hashable, ...]:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.evidence.features import Features
 from advisor.evidence.runs import RecordedProblem
+from advisor.forecast.stream import PosedProblems, Stream
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
@@ -23,20 +23,12 @@ from advisor.search.policy_work import PolicyWork
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, beyond_share, largest
-from traces.schema.tts.policy import Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import Z95, Floats, Ints
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
     from advisor.step_time.pace import Pace
-
-
-PASSES = 2  # over the problems that arrive at a rate, each with its own draw, at the least
-ENOUGH = 100  # problems that arrive in all passes, so that few of them queue as many do
-LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
-MOST_MORE = 20_000  # samples before and after these, where few problems last for long
-STEADY = 0.9  # of the capacity, up to which a load has a steady state that is reached soon
-OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +163,12 @@ class CandidateReplays:
         devices = candidate.engine.num_devices / replicas  # of the engine that a step runs on
         count = len(self.space.problem_ids)
         workloads = self.policy_work.workloads(kind.pool, kind.policy)
-        served = self.capacity_per_s(row) if rate_per_s is not None else np.inf
-        keeps_up = (rate_per_s or 0.0) <= OVERLOAD * served
+        stream = None if rate_per_s is None else self._stream(row, rate_per_s, kind.policy)
+        keeps_up = stream is None or stream.keeps_up
 
         def at(speed: float) -> list[Replayed]:
             cost = partial(_cost, law, candidate, speed)
-            if rate_per_s is None or not keeps_up:
+            if stream is None or not keeps_up:
                 in_flight = (concurrency or 1) if rate_per_s is None else count
                 run = partial(self._each, workloads, cost, candidate, concurrency=in_flight)
                 return self._once(candidate, ("closed", in_flight), run)
@@ -186,10 +178,8 @@ class CandidateReplays:
                 came = [dataclasses.replace(each, arrivals=on.arrivals) for each in workloads]
                 run = partial(self._each, came, cost, candidate, sent=on)
                 return self._once(candidate, ("sent", rate_per_s, speed), run)
-            steady = speed * rate_per_s <= STEADY * served
-            draws = self.policy_work.problems(kind.pool, kind.policy)
-            run = partial(self._open, cost, candidate, rate_per_s, draws, steady=steady)
-            return self._once(candidate, ("open", rate_per_s, speed, steady), run)
+            run = partial(self._passes, stream, kind.policy, cost, candidate, speed=speed)
+            return self._once(candidate, ("open", rate_per_s, speed, *stream.how(speed)), run)
 
         first = at(1.0)
         limits = limits_of(candidate.engine, candidate.facts, workloads[0], self._models)
@@ -221,7 +211,7 @@ class CandidateReplays:
             speeds=np.array(speeds),
             latency_s=np.array([[r.latency_s for r in each] for each in runs]),
             device_s=np.array([[r.busy_share_s * devices for r in each] for each in runs]),
-            capacity_per_s=served if rate_per_s is not None else count * replicas / busy,
+            capacity_per_s=count * replicas / busy if stream is None else stream.capacity_per_s,
             keeps_up=keeps_up,
             extrapolated=outside,
             beyond=beyond_share(first),
@@ -233,7 +223,7 @@ class CandidateReplays:
             one_more=partial(self.policy_work.one_more, kind.pool),
             spreads_of=partial(self.policy_work.exact_spreads, kind),
             replay_again=partial(
-                self._fresh, candidate, kind.policy, law, concurrency, rate_per_s, sent
+                self._fresh, candidate, kind.policy, law, concurrency, stream, sent
             ),
         )
 
@@ -243,18 +233,17 @@ class CandidateReplays:
         policy: Policy,
         law: StepLaw,
         concurrency: int | None,
-        rate_per_s: float | None,
+        stream: Stream | None,
         sent: Sent | None,
     ) -> FreshRuns:
-        """Replay fresh runs of a candidate; at a rate as many at a time as its passes are."""
+        """Replay fresh runs of a candidate. At a rate they have other arrivals, too."""
         pool, count = candidate.pool, len(self.space.problem_ids)
         draws, cost = self.policy_work.redrawn(pool, policy), partial(_cost, law, candidate)
+        share, too_little = self.policy_work.of_draws(pool, policy) if draws else (0.0, 1.0)
         runs: list[Replayed] = []
-        if rate_per_s is not None and sent is None:
-            for number, draw in enumerate(draws, 1):
-                runs += self._open(cost, candidate, rate_per_s, [draw], steady=True, number=number)[
-                    :1
-                ]
+        if stream is not None and sent is None:
+            draws = draws or self.policy_work.problems(pool, policy)
+            runs = self._passes(stream, policy, cost, candidate, again=draws)
         elif draws:
             arrivals = None if sent is None else sent.arrivals
             loads = [ReplayWorkload.from_loads(draw, arrivals) for draw in draws]
@@ -263,7 +252,6 @@ class CandidateReplays:
         devices = candidate.engine.num_devices / candidate.engine.data_parallel_size
         counts = [len(problem.samples) for problem in draws[0]] if draws else []
         first = np.cumsum([0, *counts[:-1]])
-        share, too_little = self.policy_work.of_draws(pool, policy)
 
         def of(values: Callable[[Replayed], Floats]) -> Floats:
             return np.array([values(run) for run in runs]).reshape(len(runs), count)
@@ -276,6 +264,31 @@ class CandidateReplays:
             too_little=too_little,
         )
 
+    def _passes(
+        self,
+        stream: Stream,
+        policy: Policy,
+        cost: Callable[[], StepCost],
+        candidate: Candidate,
+        *,
+        speed: float = 1.0,
+        again: Sequence[Sequence[RecordedProblem]] | None = None,
+    ) -> list[Replayed]:
+        """Replay passes over the problems at a rate, or fresh runs of those drawn `again`."""
+        posed = self.policy_work.posed(candidate.pool, policy)
+        if again is not None:
+            posed = PosedProblems(again)
+        run = partial(self._replay, cost=cost(), candidate=candidate)
+        return stream.runs(posed, run, speed=speed, fresh=again is not None)
+
+    def _stream(self, row: int, rate_per_s: float, policy: Policy) -> Stream:
+        return Stream(
+            rate_per_s=rate_per_s,
+            capacity_per_s=self.capacity_per_s(row),
+            seed=self.policy_work.seed,
+            in_order=policy == AS_SENT,
+        )
+
     def capacity_per_s(self, row: int) -> float:
         """Return how many problems a second a candidate serves while problems never run out."""
         if row not in self._capacities:
@@ -283,7 +296,7 @@ class CandidateReplays:
             pool, policy = candidate.pool, candidate.policy
             cost = _cost(self.model.law(candidate.engine), candidate)
             self._capacities[row] = capacity_per_s(
-                partial(self.policy_work.stream, pool, policy),
+                partial(self.policy_work.posed(pool, policy).passes, seed=self.policy_work.seed),
                 partial(self._replay, cost=cost, candidate=candidate),
                 problems=len(self.space.problem_ids),
                 draws=len(self.policy_work.problems(pool, policy)),
@@ -323,53 +336,6 @@ class CandidateReplays:
         run = partial(self._replay, concurrency=concurrency, sent=sent)
         made = cost()
         return [run(each, made, candidate) for each in workloads]
-
-    def _open(
-        self,
-        cost: Callable[[], StepCost],
-        candidate: Candidate,
-        rate_per_s: float,
-        draws: Sequence[Sequence[RecordedProblem]],
-        *,
-        steady: bool,
-        number: int = 0,
-    ) -> list[Replayed]:
-        """Replay passes over the problems, which arrive at random, among others.
-
-        They come at exactly the rate, as one draw of so few may be a fifth off. Where there is a
-        steady state, so many come before and after them that the longest stay is over. These are
-        added to arrivals that are the same for all candidates.
-        """
-        count = len(self.space.problem_ids)
-        lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
-        rng = np.random.default_rng([self.policy_work.seed, 3, number][: 2 + bool(number)])
-        passes = [rng.permutation(count) for _ in range(max(PASSES, -(-ENOUGH // count)))]
-        order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
-        arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
-        in_passes = len(passes) * count
-        arrivals *= in_passes / rate_per_s / (arrivals[lead + in_passes] - arrivals[lead])
-        problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
-        made, most = cost(), MOST_MORE // candidate.policy.n
-        rng = np.random.default_rng([self.policy_work.seed, 9])
-        while True:
-            workload = ReplayWorkload.from_loads(problems, arrivals)
-            replayed = self._replay(workload, made, candidate)
-            staying = min(int(np.ceil(rate_per_s * replayed.latency_s.max())), most)
-            if not steady or staying <= min(lead, tail):
-                break
-            staying = min(max(staying, 2 * tail), most)  # it ends soon
-            before, after = max(staying - lead, 0), staying - tail
-            gaps = rng.exponential(1 / rate_per_s, before + after)
-            arrivals = arrivals + gaps[:before].sum()
-            last = arrivals[-1] + np.cumsum(gaps[before:])
-            arrivals = np.concatenate([np.cumsum(gaps[:before]), arrivals, last])
-            more = [draws[0][place] for place in rng.integers(0, count, before + after)]
-            problems = [*more[:before], *problems, *more[before:]]
-            lead, tail = lead + before, tail + after
-        return [
-            _pass(replayed, places, lead + number * count, workload.first)
-            for number, places in enumerate(passes)
-        ]
 
     def _replay(
         self,
@@ -434,20 +400,3 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
     if law.prior is None:
         return linear_cost(law.seconds * speed, law.reads, law.most)
     return scaled_cost(law.prior.cost(candidate.engine), speed)
-
-
-def _pass(
-    replayed: Replayed, problems: npt.NDArray[np.int64], start: int, first: npt.NDArray[np.int64]
-) -> Replayed:
-    """Return one pass over the problems, in their order; `first` are places of replayed samples."""
-    in_order: dict[str, Any] = {}
-    for name in ("latency_s", "busy_share_s", "right"):
-        values = np.empty(len(problems))
-        values[problems] = getattr(replayed, name)[start : start + len(problems)]
-        in_order[name] = values
-    places = start + np.argsort(problems)
-    samples = np.concatenate([np.arange(first[place], first[place + 1]) for place in places])
-    for name in ("generated_tokens", "scheduled_s", "end_s"):
-        in_order[name] = getattr(replayed, name)[samples]
-    share = in_order["generated_tokens"].sum() / max(replayed.generated_tokens.sum(), 1)
-    return dataclasses.replace(replayed, **in_order, totals=replayed.totals * share)

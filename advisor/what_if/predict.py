@@ -32,6 +32,7 @@ from advisor.evidence.live.servers import (
 )
 from advisor.evidence.runs import RecordedRun, clients_wait, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
+from advisor.forecast.stream import STEADY
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import PLACED, Replicas
@@ -86,7 +87,6 @@ from traces.summary.comparison import RUN_TO_RUN, assumed_words, lies_off
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Printed, Run
 
-MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
 _TTFT: Final = Differing(
     "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
     "at its draw, so it includes tokenising and vLLM's input processing"
@@ -707,7 +707,7 @@ def _outside(
             )
         )
     rate = question.rate_per_s
-    if rate is not None and rate > (capacity := after.capacity_per_s()):
+    if rate is not None and rate > (capacity := after.capacity_per_s):
         served = float(f"{capacity:.3g}")
         notes.append(
             Decisive(
@@ -715,8 +715,14 @@ def _outside(
                 "so that the queue grows with every problem: latencies hold for this number alone"
             )
         )
-    elif rate is not None and after.steady_after > MOST_BEFORE * len(after.ids):
-        notes.append(Decisive(_of_a_start(after, rate)))
+    elif after.stream is not None and not after.stream.below(STEADY):
+        share = percent(after.stream.rate_per_s / after.capacity_per_s)
+        notes.append(
+            Decisive(
+                f"{share} of what can be served arrives: waits go on growing for long, so that a "
+                "server that runs for hours has longer ones"
+            )
+        )
     if question.concurrency is not None and question.concurrency > len(after.ids):
         notes.append(
             Decisive(
@@ -751,27 +757,14 @@ def _arrival_notes(after: Replays, question: Question) -> list[str]:
             f"requests come as they did when recorded, {after.hours.faster:.3g} times as "
             "fast. The machine's pace changes as much faster"
         ]
-    if after.arrivals_drawn:
+    if after.stream is not None:
+        return [
+            "problems come at random, again and again, as with advise --rate: "
+            f"{len(after.runs)} passes over them were replayed"
+        ]
+    if after.times.sigma is not None:
         return [f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"]
     return ["arrivals are one draw, and another --seed gives others"]
-
-
-def _of_a_start(after: Replays, rate_per_s: float) -> str:
-    """Say that problems come too fast for a steady load, and what latency that has."""
-    count, latency = len(after.ids), after.steady_latency_s()
-    among = (
-        "a steady stream has longer ones"
-        if latency is None
-        else (f"in a steady stream the mean is {number(latency, 's')}")
-    )
-    replicas = after.question.replicas
-    routed = replicas.routing == "least-outstanding" and not replicas.together
-    alike = replicas.count == 1 or routed  # as advice has it
-    return (
-        f"the latencies are of a start: {counted(count, 'problem')} come in "
-        f"{number(count / rate_per_s, 's')}, while the first are still there. "
-        f"{'As ttscope advise --rate has it, ' if alike else ''}{among}"
-    )
 
 
 _GIVEN: Final = {  # what a replay is held against, and what it is called

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +21,7 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
+from advisor.forecast.stream import PosedProblems, Stream
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
     MOST,
@@ -31,6 +31,7 @@ from advisor.replay.draws import (
     half_width,
     of_other_draws,
     places_drawn,
+    with_drawn_again,
 )
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, replica_keys
@@ -88,8 +89,6 @@ _FIGURES: Final = {  # of a draw, and the tags of what is printed of it
 _QUANTILES: Final = {"latency_s.p50": 0.5, "latency_s.p95": 0.95}
 UNLIKE: Final = 0.01  # change of the mean latency, from which other step times are another run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
-STEADY_PASSES: Final = 32  # over the problems, whose latencies are those of a steady stream
-MOST_SAMPLES: Final = 200_000  # of a stream
 SHIFTS: Final = 200  # of the recorded problems against those replayed
 _A_STEP: Final = {
     "requests": "requests in a step",
@@ -145,13 +144,13 @@ class Replays:
         if question.pace_of is not None:
             self.times = self.times.at_known_pace(RUN_TO_RUN)
         self._causes = self._named_causes(prior, operators, evidence)
-        self._draw_arrivals()
         self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
+        self._find_stream()
         self._replay(extrapolated=extrapolated)
         key = (self.whole.key(), question.policy.key())
         self.manifest = self._manifest(key)
         self.tables = replayed_tables(
-            self.runs[0],
+            self.shown,
             self.loads[0],
             self.ids,
             self.times.cost,
@@ -289,14 +288,23 @@ class Replays:
         shares = zip(self.ids, np.clip(self._right_shares, 0, 1).tolist(), strict=True)
         return {name: share for name, share in shares if first.get(name) != share}
 
-    def _draw_arrivals(self) -> None:
-        """Give each draw its own arrivals at the asked rate, where step times have a spread."""
-        question = self.question
-        rate = None if question.arrivals_sent or self.hours else question.rate_per_s
+    def _find_stream(self) -> None:
+        """Set whether problems come at random in a stream without end, or as they are given."""
+        question, rate = self.question, self.question.rate_per_s
         drawn_again = question.policy.temperature != 0 and not self.as_sent
         self.samples_drawn = drawn_again and not question.arrivals_sent
-        self.arrivals_drawn = rate is not None and self.times.sigma is not None
-        if rate is not None and self.arrivals_drawn:
+        self.stream: Stream | None = None
+        self.arrivals_drawn = rate is not None and not question.arrivals_sent and not self.hours
+        if rate is None or not self.arrivals_drawn:
+            return
+        if rate <= self.capacity_per_s:
+            self.stream = Stream(
+                rate_per_s=rate,
+                capacity_per_s=self.capacity_per_s,
+                seed=question.seed,
+                in_order=self.as_sent,
+            )
+        elif self.times.sigma is not None:  # the queue grows with every problem
             self.workloads = [
                 replace(
                     self.workloads[draw % len(self.workloads)],
@@ -307,18 +315,52 @@ class Replays:
 
     def _replay(self, *, extrapolated: bool) -> None:
         """Replay all draws at the usual, the slow and the fast speed."""
-        self.runs = [
-            self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
-        ]
+        self.shown = self._run(self.workloads[0], 1.0, log=True)
+        if self.stream is None:
+            others = [self._run(workload, 1.0) for workload in self.workloads[1:]]
+            self.runs = [self.shown, *others]
+        else:
+            self.runs = self._all(log=True)
         inside = self.times.within(self.runs) and not self.smaller
         self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
         self.outside = extrapolated or self.crowded or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
-        self.fresh = [self._run(workload, 1.0) for workload in self.redrawn]
-        self.slow, self.fast = (
-            [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
-            for sign in (1, -1)
-        )
+        self.fresh = self._fresh_runs()
+        self.slow, self.fast = (self._all(float(np.exp(sign * Z95 * sigma))) for sign in (1, -1))
+
+    def _all(
+        self,
+        factor: float = 1.0,
+        *,
+        cost: StepCost | None = None,
+        replicas: Replicas | None = None,
+        log: bool = False,
+    ) -> list[Replayed]:
+        """Replay the draws where steps take `factor` times as long. The first keeps the `log`."""
+        run = partial(self._run, factor=factor, cost=cost, replicas=replicas)
+        if self.stream is None:
+            return [run(workload) for workload in self.workloads]
+        posed = self._posed_draws(self.loads)
+        first, *more = self.stream.runs(posed, partial(run, log=log), speed=factor)
+        return [first, *(replace(each, log=None) for each in more)]
+
+    def _fresh_runs(self) -> list[Replayed]:
+        """Replay more runs of the same problems, as far as chance has a part in them.
+
+        Samples are drawn again, with replacement, and arrivals where they are random. There are
+        none at temperature 0 where neither is, and where no interval is known.
+        """
+        if self.times.sigma is None:
+            return []
+        if self.stream is None:
+            return [self._run(workload, 1.0) for workload in self.redrawn]
+        loads = self.loads
+        if self.samples_drawn:
+            counts, seed = [self.drawn] * len(self.ids), self.question.seed
+            each = [with_drawn_again(loads, counts, seed) for loads in self.recorded_loads]
+            loads = [each[number % len(each)][number] for number in range(MOST)]
+        run = partial(self._run, factor=1.0)
+        return self.stream.runs(self._posed_draws(loads), run, fresh=True)
 
     def _draws(self) -> list[list[RecordedProblem]]:
         each = self.recorded_loads
@@ -487,30 +529,20 @@ class Replays:
             complete=True,
         )
 
-    def _stream(self, passes: int) -> ReplayWorkload:
-        """Return so many passes over the problems, in one random order."""
-        uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
-        shared = {name for name, count in uses.items() if count > 1}
-        names = max(uses, default=0) + 1
-        rng = np.random.default_rng([self.question.seed, 2 * MOST])
-        order = rng.permutation(len(self.ids))
-        loads = [
-            _again(loads[place], number, shared, names)
-            for number, loads in enumerate(islice(cycle(self.loads), passes))
-            for place in order
-        ]
-        return ReplayWorkload.from_loads(loads, prompt_block_tokens=self.block_tokens)
-
+    @cached_property
     def capacity_per_s(self) -> float:
-        """Return how many problems a second are served while problems never run out."""
+        """How many problems a second are served while problems never run out."""
         return capacity_per_s(
-            self._stream,
+            partial(self._posed_draws(self.loads).passes, seed=self.question.seed),
             partial(self._run, factor=1.0),
             problems=len(self.ids),
             draws=len(self.loads),
             engines=self.question.replicas.count,
             slots=self.limits.max_num_seqs,
         )
+
+    def _posed_draws(self, draws: Sequence[Sequence[RecordedProblem]]) -> PosedProblems:
+        return PosedProblems(draws, prompt_block_tokens=self.block_tokens)
 
     def batch(self, count: int, concurrency: int | None) -> BatchRun:
         """Return a batch of so many problems that are sent at once, or so many at a time.
@@ -545,46 +577,20 @@ class Replays:
     def _posed(self, count: int, number: int, *, fresh: bool = False) -> ReplayWorkload:
         """Return so many problems in a random order, with samples drawn, in `fresh` ones again."""
         loads = self.recorded_loads[number % len(self.recorded_loads)]
-        uses = Counter(name for load in loads for name in set(load.prompt_blocks))
-        shared = {name for name, times in uses.items() if times > 1}
-        names = max(uses, default=0) + 1
+        posed = self._posed_draws([loads])
         rng = np.random.default_rng([self.question.seed, 3 * MOST, number, fresh])
         problems = []
         for place in range(count):
             turn, within = divmod(place, len(loads))
             if within == 0:
                 order = rng.permutation(len(loads))
-            load = _again(loads[order[within]], turn, shared, names)
+            load = posed.again(loads[order[within]], turn)
             have = len(load.samples)
             if not self.as_sent and (fresh or have > self.drawn):
                 drawn = rng.choice(have, self.drawn, replace=fresh)
                 load = replace(load, samples=tuple(load.samples[i] for i in drawn))
             problems.append(load)
         return ReplayWorkload.from_loads(problems, prompt_block_tokens=self.block_tokens)
-
-    @property
-    def steady_after(self) -> float:
-        """How many problems come at the asked rate until the longest stay is over, at most."""
-        longest = float(np.mean([run.latency_s.max() for run in self.runs]))
-        return (self.question.rate_per_s or 0.0) * longest
-
-    def steady_latency_s(self) -> float | None:
-        """Return the mean latency of problems in the middle of a stream at the asked rate.
-
-        As many come before and after them as come during the longest stay. None where these would
-        be too many to replay.
-        """
-        rate, count = self.question.rate_per_s or 0.0, len(self.ids)
-        around = max(math.ceil(self.steady_after / count), 1)
-        samples = len(self.workloads[0].prompt_tokens)
-        while (passes := 2 * around + STEADY_PASSES) * samples <= MOST_SAMPLES:
-            arrivals = self._asked_arrivals(passes * count)
-            run = self._run(replace(self._stream(passes), arrivals=arrivals), 1.0)
-            stay = rate * float(run.latency_s.max())
-            if stay <= around * count:
-                return float(run.latency_s[around * count : -around * count].mean())
-            around = max(2 * around, math.ceil(stay / count))
-        return None
 
     @cached_property
     def requests_per_step(self) -> float:
@@ -624,8 +630,7 @@ class Replays:
         changes = []
         for routing in self.routings:
             replicas = replace(self.question.replicas, routing=routing)
-            runs = [self._run(workload, 1.0, replicas=replicas) for workload in self.workloads]
-            other = _means([self._statistics(run) for run in runs])
+            other = _means([self._statistics(run) for run in self._all(replicas=replicas)])
             changes.append({name: other[name] / usual[name] for name in usual if usual[name]})
         return changes
 
@@ -638,7 +643,8 @@ class Replays:
         if self.concurrency is not None or self.times.sigma is None:
             return []
         fast = float(np.exp(-Z95 * self.times.sigma[int(self.outside)]))
-        draws = [replace(each, arrivals=None) for each in self.redrawn or self.workloads]
+        workloads = self.redrawn if self.samples_drawn else self.workloads
+        draws = [replace(each, arrivals=None) for each in workloads]
         return [
             self._statistics(self._run(draw, fast, concurrency=1, cost=cost))
             for cost in (None, *self.others)
@@ -648,7 +654,7 @@ class Replays:
     @cached_property
     def others(self) -> list[StepCost]:
         """Step times that the recorded steps cannot tell from its own, and that change its runs."""
-        first = self.runs[0].latency_s.mean()
+        first = self.shown.latency_s.mean()
         runs = [(cost, self._run(self.workloads[0], 1.0, cost=cost)) for cost in self.times.others]
         return [cost for cost, run in runs if abs(run.latency_s.mean() / first - 1) > UNLIKE]
 
@@ -659,9 +665,7 @@ class Replays:
         def took(runs: Iterable[Replayed]) -> list[dict[str, float]]:
             return [self._statistics(run) for run in runs]
 
-        others = [
-            took(self._run(each, 1.0, cost=cost) for each in self.workloads) for cost in self.others
-        ]
+        others = [took(self._all(cost=cost)) for cost in self.others]
         return [took(self.slow), took(self.fast)], others
 
     @cached_property
@@ -675,7 +679,7 @@ class Replays:
             if times.sigma is not None
         )
         ends = [
-            _means([self._statistics(self._run(each, factor)) for each in self.workloads])
+            _means([self._statistics(run) for run in self._all(factor)])
             for factor in np.exp([-Z95 * known, Z95 * known]).tolist()
         ]
         usual, (low, high) = _means(self._numbers), self.pace.ends()
@@ -697,11 +701,11 @@ class Replays:
                 for which, tag in (("mean", "latency_s.mean"), ("p95", "latency_s.p95"))
             },
             arriving_per_s=None if self.at_once is not None else self.arriving_per_s,
-            capacity_per_s=self.capacity_per_s(),
+            capacity_per_s=self.capacity_per_s,
         )
 
     def waits(self) -> list[Waited]:
-        return longest_waits(self.runs[0], self.first.tolist(), self.ids)
+        return longest_waits(self.shown, self.first.tolist(), self.ids)
 
     @property
     def recording(self) -> Held:
@@ -724,7 +728,7 @@ class Replays:
             per_token = per_token.scaled(each, "device-s/token")
         return replace(
             first,
-            steps=self.runs[0].steps,  # its table may keep none
+            steps=self.shown.steps,  # its table may keep none
             step_time=self._step_times(first.step_time),
             accuracy=self._accuracy(),
             latency_s=latency,
@@ -1024,7 +1028,7 @@ class Replays:
             cached = [self._cached_flops(run).sum() / len(self.ids) for run in self.runs]
             value = self._of_any(lambda prompt, made: self._forwarded(prompt + made - 1))
             value -= float(np.mean(cached))
-        moved = first.value * value / self._numbers[0]["flops"]
+        moved = first.value * value / self._statistics(self.shown)["flops"]
         return replace(
             found.scaled(moved / found.value, first.unit),
             extrapolated=self.outside and not self._whole,
@@ -1211,7 +1215,7 @@ class Replays:
         reads = reads_of(self.facts.get(self.engine.model))
         limits = self.limits.unlimited()
         alone = [replay_alone(load, limits, self.stop, reads).right for load in self.workloads]
-        changed = [run.right - own for run, own in zip(self.runs, alone, strict=True)]
+        changed = [run.right - own for run, own in zip(self.runs, cycle(alone), strict=False)]
         return np.asarray(expected + np.mean(changed, axis=0))
 
 
@@ -1224,19 +1228,6 @@ def _most_drawn(policy: Policy, group: str | None) -> int:
     """Return how many samples a policy draws for a problem of a class at most."""
     routes = policy.routes
     return policy.n if routes is None else most_samples({OTHERS: table_for(routes, group)})
-
-
-def _again(
-    load: RecordedProblem, number: int, shared: Collection[int], names: int
-) -> RecordedProblem:
-    """Return a problem that comes again, with a prompt of its own but for what others share.
-
-    `names` is how many names of blocks there are at most.
-    """
-    if not number or not load.prompt_blocks:
-        return load
-    blocks = (name if name in shared else name + number * names for name in load.prompt_blocks)
-    return replace(load, prompt_blocks=tuple(blocks))
 
 
 def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0) -> Floats:
