@@ -38,6 +38,36 @@ def places_drawn(
     return [[each[number] for each in by_problem] for number in range(draws)]
 
 
+def with_drawn(
+    sources: Sequence[Sequence[RecordedProblem]], n: int, seed: int, *, ordered: bool
+) -> list[list[RecordedProblem]]:
+    """Return draws of n of the recorded samples, [draws][problems] (`places_drawn`).
+
+    Of several `sources` [sources][problems], where samples are known as a distribution, the draws
+    take one in turn. All samples that there are, in their order, are drawn once.
+    """
+    if not ordered and all(len(problem.samples) == n for problem in sources[0]):
+        return [list(problems) for problems in sources]
+    counts = [len(problem.samples) for problem in sources[0]]
+    draws = None if len(sources) == 1 else MOST
+    return [
+        [
+            replace(problem, samples=tuple(problem.samples[place] for place in places))
+            for problem, places in zip(sources[number % len(sources)], drawn, strict=True)
+        ]
+        for number, drawn in enumerate(places_drawn(counts, n, seed, ordered=ordered, draws=draws))
+    ]
+
+
+def part_drawn(counts: Sequence[int], drawn: int | Sequence[int]) -> tuple[float, float]:
+    """Return the share of recorded samples that is drawn, and N / (N - 1), means over problems.
+
+    `counts` [problems] are how many each has, and `drawn` how many of each a run has at most.
+    """
+    have = np.array(counts)
+    return float(np.mean(drawn / have)), float(np.mean(have / np.maximum(have - 1, 1)))
+
+
 def _of_problem(count: int, n: int, draws: int, rng: np.random.Generator) -> Ints:
     """Return [draws, n]: each order of all samples is gone through until all were drawn."""
     rows: list[Ints] = []

@@ -26,7 +26,8 @@ from advisor.forecast.stream import PosedProblems
 from advisor.replay.draws import (
     exact_half_width,
     of_other_draws,
-    places_drawn,
+    part_drawn,
+    with_drawn,
     with_drawn_again,
 )
 from advisor.replay.limits import limits_of
@@ -101,9 +102,8 @@ class PolicyWork:
 
     def of_draws(self, pool: Pool, policy: Policy) -> tuple[float, float]:
         """Return the share of the recorded samples that is drawn, and N / (N - 1), in the mean."""
-        counts = np.array([len(problem.samples) for problem in self._problems(pool)])
-        share = pool.most_samples(policy) / counts
-        return float(share.mean()), float(np.mean(counts / np.maximum(counts - 1, 1)))
+        counts = [len(problem.samples) for problem in self._problems(pool)]
+        return part_drawn(counts, pool.most_samples(policy))
 
     def posed(self, pool: Pool, policy: Policy) -> PosedProblems:
         """Return the draws of the problems, to be posed in any order."""
@@ -125,21 +125,7 @@ class PolicyWork:
         if policy == AS_SENT:
             others = (dataclasses.replace(pool, runs=runs) for runs in pool.draws)
             return [problems, *map(self._loads, others)]
-        ordered = not policy.all_samples_end
-        if not ordered and all(len(problem.samples) == n for problem in problems):
-            return [problems]
-        counts = [len(problem.samples) for problem in problems]
-        draws = self._once(
-            ("places", pool.key, n, ordered),
-            lambda: places_drawn(counts, n, self.seed, ordered=ordered),
-        )
-        return [
-            [
-                dataclasses.replace(problem, samples=tuple(problem.samples[i] for i in own))
-                for problem, own in zip(problems, places, strict=True)
-            ]
-            for places in draws
-        ]
+        return with_drawn([problems], n, self.seed, ordered=not policy.all_samples_end)
 
     def _problems(self, pool: Pool) -> list[RecordedProblem]:
         return self._once(("all", pool.key), lambda: self._loads(pool))

@@ -30,7 +30,8 @@ from advisor.replay.draws import (
     exact_half_width,
     half_width,
     of_other_draws,
-    places_drawn,
+    part_drawn,
+    with_drawn,
     with_drawn_again,
 )
 from advisor.replay.limits import limits_of
@@ -363,25 +364,8 @@ class Replays:
         return self.stream.runs(self._posed_draws(loads), run, fresh=True)
 
     def _draws(self) -> list[list[RecordedProblem]]:
-        each = self.recorded_loads
-        whole_draw = all(len(load.samples) == self.drawn for load in each[0])
-        if self.as_sent or (self.stop == Stop() and whole_draw):
-            return each
-        counts = [len(load.samples) for load in each[0]]
-        places = places_drawn(
-            counts,
-            self.drawn,
-            self.question.seed,
-            ordered=self.stop != Stop(),
-            draws=None if len(each) == 1 else MOST,
-        )
-        return [
-            [
-                replace(load, samples=tuple(load.samples[i] for i in own))
-                for load, own in zip(each[number % len(each)], drawn, strict=True)
-            ]
-            for number, drawn in enumerate(places)
-        ]
+        each, seed = self.recorded_loads, self.question.seed
+        return each if self.as_sent else with_drawn(each, self.drawn, seed, ordered=not self._whole)
 
     @cached_property
     def redrawn(self) -> list[ReplayWorkload]:
@@ -991,9 +975,8 @@ class Replays:
     def _draws_of_samples(self) -> tuple[float, float]:
         """The share of the recorded samples that is drawn, and N / (N - 1), in the mean."""
         problems = [self.sources[0].problems[name] for name in self.ids]
-        counts = np.array([len(problem.samples) for problem in problems])
         drawn = [_most_drawn(self.question.policy, problem.group) for problem in problems]
-        return float(np.mean(drawn / counts)), float(np.mean(counts / np.maximum(counts - 1, 1)))
+        return part_drawn([len(problem.samples) for problem in problems], drawn)
 
     @property
     def _whole(self) -> bool:
