@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
+from math import isfinite
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -218,11 +219,15 @@ def rate_under_load(
     """Return how many arrived a second of the time in which they came; None for too few to say.
 
     Pauses count until all that came before them are done. Most gaps are none. `stays_s` is how long
-    each stayed, None where it is not known, or all of them in the mean.
+    each stayed, None or nan where it is not known, or all of them in the mean.
     """
     each = repeat(stays_s) if isinstance(stays_s, float) else stays_s
     pairs = zip(arrivals_ns, each, strict=False)
-    came = sorted((time, stay or 0.0) for time, stay in pairs if time is not None)
+    came = sorted(
+        (time, max(stay, 0.0) if stay is not None and isfinite(stay) else 0.0)
+        for time, stay in pairs
+        if time is not None
+    )
     times = np.array([time for time, _ in came], dtype=np.int64)
     since = (times - times[:1]) / 1e9
     gaps = np.diff(since)

@@ -565,6 +565,8 @@ def test_more_load_is_more_than_came_while_it_came():
     stays = np.tile(np.linspace(1.0, 6.0, 16), 20)  # a pause begins when the last of them is done
     assert rate_under_load(together, stays) == pytest.approx(319 / (19 * 6.0))
     assert rate_under_load([None, 7, 7], 1.0) is None
+    unknown = (rate_under_load(together, stay) for stay in (np.nan, -1.0))
+    assert list(unknown) == [rate_under_load(together, 0.0)] * 2
 
 
 def test_the_load_of_metrics_is_that_of_the_time_in_which_it_came():
