@@ -109,14 +109,19 @@ def test_what_larger_steps_change_has_its_sign(goal, accuracy, latency_s, said):
     assert line == f"max_num_batched_tokens is 1,024: with 8,192 {said}"
 
 
-@pytest.mark.parametrize("eager", [True, False])
-def test_a_short_run_is_of_the_engine_that_is_offered(eager):
+def short_lines(count=1, *, eager=False, after=0.1):
+    """What is said of so many short runs of an engine on a GPU."""
     engine = engine_of(gpu="NVIDIA H100 80GB HBM3", enforce_eager=eager)
     run = ShortRun(
-        engine=engine, policy=VOTE16, device_s=9.0, cost_usd=None, regret=0.2, regret_after=0.1
+        engine=engine, policy=VOTE16, device_s=9.0, cost_usd=None, regret=0.2, regret_after=after
     )
     evidence = SimpleNamespace(workload=None, posable="sums", posed=True, models=FACTS)
-    line, then = _short(evidence, [run], 0.07)
+    return _short(evidence, [run] * count, 0.07)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_short_run_is_of_the_engine_that_is_offered(eager):
+    line, then = short_lines(eager=eager)
     folder = "runs/nvidia-h100-80gb-hbm3-small-tp1"
     if eager:  # `record` would capture CUDA graphs
         assert "ttscope record" not in line and "2 problems, one after the other, of small" in line
@@ -127,17 +132,12 @@ def test_a_short_run_is_of_the_engine_that_is_offered(eager):
     assert then.endswith(f"--with {folder}")
     assert f"the pick's expected loss ({EXPECTED_LOSS}) falls from 20.0 % to 10.0 %" in line
     assert "7.0 % is for the chance that it breaks a limit, and 13.0 % for others that" in line
-    _, second, _ = _short(evidence, [run, run], 0.0)
+    _, second, _ = short_lines(2, eager=eager)
     assert "the pick's expected loss falls from" in second  # it is said once
 
 
 def test_a_run_that_saves_nothing_is_not_sold_as_one_that_does():
-    engine = engine_of(gpu="NVIDIA H100 80GB HBM3", enforce_eager=False)
-    run = ShortRun(
-        engine=engine, policy=VOTE16, device_s=9.0, cost_usd=None, regret=0.2, regret_after=0.2
-    )
-    evidence = SimpleNamespace(workload=None, posable="sums", posed=True, models=FACTS)
-    line, _ = _short(evidence, [run], 0.07)
+    line, _ = short_lines(after=0.2)
     assert line.startswith("no run is expected to lead to a better pick, and this one checks its")
     assert "expected loss" not in line and "ttscope record --model small" in line
 

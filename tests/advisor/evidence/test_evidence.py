@@ -310,51 +310,44 @@ def test_answers_of_different_runs_are_never_pooled(tmp_path):
     assert accuracy([one, two]) == pytest.approx((accuracy([one]) + accuracy([two])) / 2)
 
 
-def test_answers_forced_at_a_budget_are_part_of_their_sample(tmp_path):
-    def forced(name, index, **changes):
-        return sample(name, sample_index=index, role="forced", parent_sample=0) | changes
+def problems_of(folder, problems, *samples, **changes):
+    """What is evidence of the problems of a recording of these rows."""
+    rows = {"problems": problems, "samples": samples, "steps": [step(0), step(1)]}
+    (run,) = gather([write(folder, rows, **changes)]).runs
+    return run.problems
 
-    rows = [
-        sample("a", output_tokens=8),
-        forced("a", 1, output_tokens=3),
-        sample("b", output_tokens=6),
-        forced("b", 1, output_tokens=None),  # its length is not known
-    ]
-    recording = write(
+
+def forced(name, **changes):
+    return sample(name, sample_index=1, role="forced", parent_sample=0, **changes)
+
+
+def test_answers_forced_at_a_budget_are_part_of_their_sample(tmp_path):
+    found = problems_of(
         tmp_path / "r",
-        {"problems": [problem("a"), problem("b")], "samples": rows, "steps": [step(0), step(1)]},
+        [problem("a"), problem("b")],
+        sample("a", output_tokens=8),
+        forced("a", output_tokens=3),
+        sample("b", output_tokens=6),
+        forced("b", output_tokens=None),  # its length is not known
     )
-    (run,) = gather([recording]).runs
-    lengths = {name: found.samples[0].output_tokens for name, found in run.problems.items()}
+    lengths = {name: each.samples[0].output_tokens for name, each in found.items()}
     assert lengths == {"a": 11, "b": 6}
 
 
 def test_a_prompt_is_that_of_the_samples_whatever_an_earlier_recording_says(tmp_path):
-    rows = {
-        "problems": [problem("a", prompt_tokens=2_150), problem("b")],
-        "samples": [sample("a", prompt_tokens=100), sample("b", prompt_tokens=None)],
-        "steps": [step(0), step(1)],
-    }
-    (run,) = gather([write(tmp_path / "r", rows)]).runs
-    assert {name: each.prompt_tokens for name, each in run.problems.items()} == {"a": 100, "b": 30}
+    problems = [problem("a", prompt_tokens=2_150), problem("b")]
+    samples = sample("a", prompt_tokens=100), sample("b", prompt_tokens=None)
+    found = problems_of(tmp_path / "r", problems, *samples)
+    assert {name: each.prompt_tokens for name, each in found.items()} == {"a": 100, "b": 30}
 
 
 def test_drafts_of_a_forced_answer_go_behind_those_of_its_sample(tmp_path):
-    drafts = {"drafted_per_step": [3, 3], "accepted_per_step": [2, 1]}
-    rows = [
-        sample("a", output_tokens=6, **drafts),
-        sample(
-            "a", sample_index=1, role="forced", parent_sample=0, output_tokens=4,
-            drafted_per_step=[3], accepted_per_step=[2],
-        ),
-    ]  # fmt: skip
-    recording = write(
-        tmp_path / "r",
-        {"problems": [problem("a")], "samples": rows, "steps": [step(0), step(1)]},
-        engines={"e": engine_of(speculative=NGRAM)},
+    rows = (
+        sample("a", output_tokens=6, drafted_per_step=[3, 3], accepted_per_step=[2, 1]),
+        forced("a", output_tokens=4, drafted_per_step=[3], accepted_per_step=[2]),
     )
-    (run,) = gather([recording]).runs
-    (found,) = run.problems["a"].samples
+    engines = {"e": engine_of(speculative=NGRAM)}
+    (found,) = problems_of(tmp_path / "r", [problem("a")], *rows, engines=engines)["a"].samples
     assert found.output_tokens == 10
     assert found.advance.sum() == 9
     assert sorted(found.advance.tolist()) == [1, 2, 3, 3]

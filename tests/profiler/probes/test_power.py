@@ -148,18 +148,17 @@ def test_a_mig_slice_knows_its_memory_only(nvml):
     assert reading["memory_bytes"] == 30 << 30
 
 
-def test_a_driver_that_is_not_loaded(nvml):
-    nvml.set("INIT", DRIVER_NOT_LOADED)
-    with pytest.raises(SensorError, match="no NVIDIA driver"):
-        read_once()
-    nvml.set("INIT", 999)
-    with pytest.raises(SensorError, match="NVML: Unknown Error"):
-        read_once()
-
-
-def test_a_machine_without_a_gpu(nvml):
-    nvml.reset(0)
-    with pytest.raises(SensorError, match="there is no GPU"):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda nvml: nvml.set("INIT", DRIVER_NOT_LOADED), "no NVIDIA driver"),
+        (lambda nvml: nvml.set("INIT", 999), "NVML: Unknown Error"),
+        (lambda nvml: nvml.reset(0), "there is no GPU"),
+    ],
+)
+def test_a_machine_whose_gpus_cannot_be_read_says_why(nvml, change, told):
+    change(nvml)
+    with pytest.raises(SensorError, match=told):
         read_once()
 
 
@@ -443,14 +442,11 @@ def test_the_doctor_on_gpus(nvml, tmp_path):
     present, detail, needs = energy_here(tmp_path)
     assert (present, needs) == (True, None)
     assert detail == "NVML: energy counter on 2 of 2 GPUs, power on 2"
+    finding = list(_devices())[-1]
+    told = (finding.what, finding.present, finding.detail, finding.needs)
+    assert told == ("energy", True, detail, None)
     nvml.set("ENERGY", NOT_SUPPORTED, gpu=1)
     assert energy_here(tmp_path)[:2] == (True, "NVML: energy counter on 1 of 2 GPUs, power on 2")
-
-
-def test_the_doctor_has_a_finding(nvml):
-    finding = list(_devices())[-1]
-    assert (finding.what, finding.present, finding.needs) == ("energy", True, None)
-    assert "energy counter on 2 of 2 GPUs" in finding.detail
 
 
 def test_the_doctor_on_a_slice_or_a_hanging_driver(nvml, tmp_path, monkeypatch):

@@ -121,30 +121,27 @@ def test_steps_that_tell_their_context_stay(base):
     assert with_prompt_context(steps, 512).equals(steps)
 
 
-def test_a_prompt_is_whole_in_its_step_where_no_limit_of_tokens_is_known():
+def prompt_steps(source, requests, tokens):
+    """Steps of so many requests, which decode where a step has no tokens of a prompt."""
+    prompts = [requests * (count > 0) for count in tokens]
+    decodes = [requests - each for each in prompts]
     rows = {
-        "prefill_requests": [2, 0], "prefill_tokens": [100, 0], "running": [2, 2],
-        "decode_requests": [0, 2], "decode_tokens": [0, 2], "finished": [0, 0],
-        "cached_prompt_tokens": [0, 0], "interval_ns": [None, 5],
-        "prefill_kv_tokens": [None] * 2, "prefill_query_context": [None] * 2,
-        "source": ["front_end"] * 2,
+        "prefill_requests": prompts, "prefill_tokens": tokens, "running": requests, "finished": 0,
+        "decode_requests": decodes, "decode_tokens": decodes, "cached_prompt_tokens": 0,
+        "interval_ns": [None, *[5] * (len(tokens) - 1)], "prefill_kv_tokens": None,
+        "prefill_query_context": None, "source": source,
     }  # fmt: skip
-    schema = dict.fromkeys(rows, pl.Int64) | {"source": pl.Utf8}
-    seen = with_prompt_context(pl.DataFrame(rows, schema=schema), None)
+    return pl.DataFrame(rows, schema=dict.fromkeys(rows, pl.Int64) | {"source": pl.Utf8})
+
+
+def test_a_prompt_is_whole_in_its_step_where_no_limit_of_tokens_is_known():
+    seen = with_prompt_context(prompt_steps("front_end", 2, [100, 0]), None)
     assert seen["prefill_tokens"].to_list() == [100, 0]
     assert seen["prefill_kv_tokens"].to_list() == [100, 0]
 
 
 def test_measured_chunks_get_the_context_before_them():
-    rows = {
-        "prefill_requests": [1, 1, 0], "prefill_tokens": [100, 50, 0], "running": [1, 1, 1],
-        "decode_requests": [0, 0, 1], "decode_tokens": [0, 0, 1], "finished": [0, 0, 0],
-        "cached_prompt_tokens": [0, 0, 0], "interval_ns": [None, 5, 5],
-        "prefill_kv_tokens": [None] * 3, "prefill_query_context": [None] * 3,
-        "source": ["measured"] * 3,
-    }  # fmt: skip
-    schema = dict.fromkeys(rows, pl.Int64) | {"source": pl.Utf8}
-    seen = with_prompt_context(pl.DataFrame(rows, schema=schema), 100)
+    seen = with_prompt_context(prompt_steps("measured", 1, [100, 50, 0]), 100)
     assert seen["prefill_kv_tokens"].to_list() == [100, 150, 0]
     assert seen["prefill_query_context"].to_list() == [5050, 50 * 100 + 1275, 0]
 
@@ -622,11 +619,16 @@ def test_a_stalled_engine_is_answered_by_no_replay(monkeypatch):
     assert "log" in suggest(None)
 
 
-def test_the_effect_of_a_change_stands_beside_what_was_recorded():
+def effect(recorded, replayed, predicted, off=None):
+    """What is said of a change, by its replay and that of the run as it was."""
     prediction = SimpleNamespace(
-        recorded=took(8.45), replayed=took(12.5), predicted=took(6.14), far_off=None
+        recorded=recorded, replayed=replayed, predicted=predicted, far_off=off
     )
-    told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
+    return effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
+
+
+def test_the_effect_of_a_change_stands_beside_what_was_recorded():
+    told = effect(took(8.45), took(12.5), took(6.14))
     assert "latency mean 12.5 s (recorded 8.45 s) -> 6.14 s" in told
 
 
@@ -635,10 +637,7 @@ def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
     bounds = {"latency_s.p95": Bounds(low=2.0, high=2.5, unit="s")}
     off = far_off_of(recorded, replayed, bounds)
     assert "a p95 latency of 1.14 s in the replay, and 2.00 to 2.50 s as recorded" in off.text
-    prediction = SimpleNamespace(
-        recorded=recorded, replayed=replayed, predicted=took(0.5, 0.67), far_off=off
-    )
-    told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
+    told = effect(recorded, replayed, took(0.5, 0.67), off)
     assert "latency mean 600 ms (recorded 850 ms) -> 500 ms" in told
     assert "670 ms" not in told and told.endswith(f", but not latency p95: {off.words}")
     near = {"latency_s.p95": Bounds(low=1.0, high=2.5, unit="s")}
@@ -660,11 +659,7 @@ def test_each_time_that_the_replay_does_not_give_is_told(recorded, replayed, tag
     off = far_off_of(recorded, replayed, bounds)
     assert (() if off is None else off.tags) == ((tag,) if tag else ())
     if tag == "ttft_s.p95":
-        prediction = SimpleNamespace(
-            recorded=recorded, replayed=replayed, predicted=took(4.0), far_off=off
-        )
-        told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
-        assert told.endswith(f". But {off.words}")
+        assert effect(recorded, replayed, took(4.0), off).endswith(f". But {off.words}")
 
 
 def test_the_three_numbers_that_are_furthest_off_are_named():

@@ -429,6 +429,9 @@ def compressed(model, targets, ignore=()):
     [
         (LLAMA_3_1_8B, ["re:.*self_attn.*"], ["lm_head", "re:.*self_attn.o_proj"],
          32 * 4096 * (4096 + 2 * 1024)),
+        (LLAMA_3_1_8B, [r"re:^model\.layers\.\d+\.self_attn\..+$"], [],
+         32 * 4096 * (2 * 4096 + 2 * 1024)),
+        (LLAMA_3_1_8B, [r"re:.*self_attn\.(q|k|v|o)_proj"], [], 32 * 4096 * (2 * 4096 + 2 * 1024)),
         (QWEN3_30B_A3B, ["re:.*mlp.*"], ["re:.*mlp.experts.*"], 48 * 2048 * 128),
         (QWEN3_30B_A3B, ["FusedMoE"], [], 48 * 128 * 3 * 2048 * 768),
         (QWEN3_30B_A3B, ["Linear"], ["lm_head", "re:.*self_attn.*"], 48 * 128 * 3 * 2048 * 768),
@@ -441,27 +444,24 @@ def test_targets_of_compressed_tensors_are_quantised_but_for_those_to_ignore(
     assert compressed(model, targets, ignore).weight_bytes == plain - narrow
 
 
-@pytest.mark.parametrize("target", ["FooLinear", "RowParallelLinear", "re:.*foo.*"])
-def test_targets_that_no_layer_has_are_named(target):
-    facts = compressed(LLAMA_3_1_8B, [target], ["lm_head"])
-    assert facts.uncounted == f'quantised weights of "{target}", which no layer has'
-    assert facts.weight_bytes is None
+NO_LAYER = 'quantised weights of "{}", which no layer has'
+UNREAD = "weights quantised as compressed-tensors float-quantized, in a form that is not known"
 
 
 @pytest.mark.parametrize(
-    "targets",
+    ("targets", "why"),
     [
-        [r"re:.*layers\.[0-9]+\.mlp\.(?!gate).*"],
-        [r"re:^(?!.*lm_head).*$"],
-        [r"re:.*self_attn.*", r"re:.*mlp\.(?!gate).*"],
-        [r"re:.*\.\w+_proj"],
-        [r"re:.*experts?\.[0-9]{1,3}.*"],
+        (["FooLinear"], NO_LAYER), (["RowParallelLinear"], NO_LAYER), (["re:.*foo.*"], NO_LAYER),
+        ([r"re:.*layers\.[0-9]+\.mlp\.(?!gate).*"], UNREAD),
+        ([r"re:^(?!.*lm_head).*$"], UNREAD),
+        ([r"re:.*self_attn.*", r"re:.*mlp\.(?!gate).*"], UNREAD),
+        ([r"re:.*\.\w+_proj"], UNREAD),
+        ([r"re:.*experts?\.[0-9]{1,3}.*"], UNREAD),
     ],
-)
-def test_targets_that_are_not_read_are_not_said_to_be_of_no_layer(targets):
+)  # fmt: skip
+def test_targets_that_no_layer_has_are_told_apart_from_those_that_are_not_read(targets, why):
     facts = compressed(LLAMA_3_1_8B, targets, ["lm_head"])
-    why = "weights quantised as compressed-tensors float-quantized, in a form that is not known"
-    assert (facts.uncounted, facts.weight_bytes) == (why, None)
+    assert (facts.uncounted, facts.weight_bytes) == (why.format(*targets), None)
 
 
 def test_linear_layers_are_read_whatever_stands_beside_them():
@@ -471,15 +471,6 @@ def test_linear_layers_are_read_whatever_stands_beside_them():
     )
     assert plain.weight_bytes is not None
     assert beside.weight_bytes == plain.weight_bytes
-
-
-@pytest.mark.parametrize(
-    "target", [r"re:^model\.layers\.\d+\.self_attn\..+$", r"re:.*self_attn\.(q|k|v|o)_proj"]
-)
-def test_targets_of_words_wildcards_and_alternatives_are_read(target):
-    narrow = 32 * 4096 * (2 * 4096 + 2 * 1024)
-    plain = facts_from_config(vars(LLAMA_3_1_8B), name="x").weight_bytes
-    assert compressed(LLAMA_3_1_8B, [target]).weight_bytes == plain - narrow
 
 
 VALUES = st.recursive(
@@ -889,23 +880,23 @@ def test_a_head_that_drafts_has_its_own_vocabulary_and_wide_inputs(tmp_path, wra
     ],
 )  # fmt: skip
 def test_modules_with_a_form_of_their_own_are_not_in_that_of_the_rest(told):
-    facts = facts_from_config(
-        SMALL | {"quantization_config": told | {"bits": 4, "group_size": 64}}, name="x"
-    )
-    forms = {each.name: each.precision for each in facts.layers[0].matrices}
-    assert forms == {
+    assert forms_of(told | {"group_size": 64}) == {
         **{f"self_attn.{name}_proj": "bfloat16" for name in "qkvo"},
         "mlp.gate_proj": "int4", "mlp.up_proj": "int4", "mlp.down_proj": "int8",
     }  # fmt: skip
+
+
+def forms_of(told):
+    """The form of each matrix of a small model whose weights are quantised so, in four bits."""
+    facts = facts_from_config(SMALL | {"quantization_config": told | {"bits": 4}}, name="x")
+    return {each.name: each.precision for each in facts.layers[0].matrices}
 
 
 @pytest.mark.parametrize("first", ["-:.*mlp.*", "+:.*down_proj"])
 def test_the_first_match_of_a_dynamic_config_counts(first):
     """As GPTQModel's `dynamic_get` and vLLM's `get_dynamic_override` read it."""
     rules = {"-:.*mlp.*": {}, "+:.*down_proj": {"bits": 8}}
-    told = {"quant_method": "gptq", "bits": 4, "dynamic": {first: rules[first]} | rules}
-    facts = facts_from_config(SMALL | {"quantization_config": told}, name="x")
-    forms = {each.name: each.precision for each in facts.layers[0].matrices}
+    forms = forms_of({"quant_method": "gptq", "dynamic": {first: rules[first]} | rules})
     assert forms["mlp.gate_proj"] == "bfloat16" and forms["self_attn.q_proj"] == "int4"
     assert forms["mlp.down_proj"] == ("bfloat16" if first.startswith("-") else "int8")
 
@@ -915,9 +906,7 @@ def test_rules_of_many_layers_in_turn_are_read():
     for layer in range(80):
         rules[f"-:.*layers.{layer}.self_attn.*"] = {}
         rules[f"+:.*layers.{layer}.mlp.*"] = {"bits": 8}
-    told = {"quant_method": "gptq", "bits": 4, "dynamic": rules}
-    facts = facts_from_config(SMALL | {"quantization_config": told}, name="x")
-    forms = {each.name: each.precision for each in facts.layers[0].matrices}
+    forms = forms_of({"quant_method": "gptq", "dynamic": rules})
     assert forms["self_attn.q_proj"] == "bfloat16" and forms["mlp.up_proj"] == "int8"
 
 
