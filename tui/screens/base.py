@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar, TypeVar, cast
 
 from textual.app import ComposeResult
@@ -131,6 +132,21 @@ class KeyFooter(Static):
             for key, each in drawn
         ]
         self.update(Content(" ").join(parts), layout=False)
+
+
+def footer_key(
+    id: str, keys: str, action: str, words: str, told: str, *, display: str | None = None
+) -> Binding:
+    """Return a key by the id under which users put it elsewhere.
+
+    `words` stand in the footer, `told` in the help.
+    """
+    return Binding(keys, action, words, key_display=display, tooltip=told, id=id)
+
+
+def help_key(id: str, keys: str, action: str, words: str, told: str) -> Binding:
+    """Return a key that the help has and the footer has not."""
+    return replace(footer_key(id, keys, action, words, told), show=False)
 
 
 def set_class_alone(widget: Widget, on: bool, name: str) -> None:

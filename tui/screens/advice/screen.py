@@ -28,7 +28,7 @@ from tui.screens.advice.page import Page, beside
 from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
 from tui.screens.advice.rows import gone_lines, paste_text, present_candidate
 from tui.screens.advice.what_if import examples
-from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
+from tui.screens.base import ConfirmScreen, ModeScreen, footer_key, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
 from tui.text.fronts import CandidateRow, candidates
@@ -121,57 +121,20 @@ class Cancelled(Exception):
 
 
 KEYS: list[BindingType] = [
-    Binding(
-        "b",
-        "budget",
-        "budget",
-        id="advice.budget",
-        tooltip="Go to the budget's fields. Enter applies, escape takes it back.",
-    ),
-    Binding(
-        "c",
-        "copy",
-        "copy",
-        id="advice.copy",
-        tooltip="Copy the command and the policy of the row.",
-    ),
-    Binding(
-        "e",
-        "explain",
-        "answer",
-        id="advice.explain",
-        tooltip="Give the answer the whole screen, and again for all panels.",
-    ),
-    Binding(
-        "f",
-        "front",
-        "front",
-        id="advice.front",
-        tooltip="Give the front and its rows the whole screen, and again for all panels.",
-    ),
-    Binding(
-        "w",
-        "what_if",
-        "what if",
-        id="advice.what_if",
-        tooltip="Change a setting of the row, and replay both.",
-    ),
-    Binding(
-        "m",
-        "measure",
-        "measure",
-        id="advice.measure",
-        tooltip="Write what to measure next as a plan for ttscope sweep.",
-    ),
-    Binding(
-        "x",
-        "axis",
-        "axis",
-        id="advice.axis",
-        tooltip="Draw accuracy against the next quantity.",
-    ),
+    footer_key("advice.budget", "b", "budget", "budget",
+        "Go to the budget's fields. Enter applies, escape takes it back."),
+    footer_key("advice.copy", "c", "copy", "copy", "Copy the command and the policy of the row."),
+    footer_key("advice.explain", "e", "explain", "answer",
+        "Give the answer the whole screen, and again for all panels."),
+    footer_key("advice.front", "f", "front", "front",
+        "Give the front and its rows the whole screen, and again for all panels."),
+    footer_key("advice.what_if", "w", "what_if", "what if",
+        "Change a setting of the row, and replay both."),
+    footer_key("advice.measure", "m", "measure", "measure",
+        "Write what to measure next as a plan for ttscope sweep."),
+    footer_key("advice.axis", "x", "axis", "axis", "Draw accuracy against the next quantity."),
     Binding("escape", "leave", "to the answer", show=False),
-]
+]  # fmt: skip
 NARROW, LOW = 116, 34  # columns and rows below which one panel is shown beside the budget
 TWO_COLUMNS = 150  # from which the reasons stand beside the answer
 READABLE = 100  # columns of text

@@ -23,7 +23,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 from tui.options import Watch, option_names
-from tui.screens.base import ConfirmScreen, ModeScreen
+from tui.screens.base import ConfirmScreen, ModeScreen, footer_key
 from tui.screens.entries import Entry
 from tui.screens.library import failure
 from tui.screens.live.panels import (
@@ -146,15 +146,10 @@ class LiveScreen(ModeScreen):
     CSS_PATH = "live.tcss"
     AUTO_FOCUS = "#page"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("u", "url", "URL", id="live.url", tooltip="Enter the URL of a server to watch."),
-        Binding(
-            "d", "depth", "what is seen", id="live.depth",
-            tooltip="Show what can be seen of the server, and what each missing part needs.",
-        ),
-        Binding(
-            "s", "stop", "stop", id="live.stop",
-            tooltip="Stop watching, and complete the recording.",
-        ),
+        footer_key("live.url", "u", "url", "URL", "Enter the URL of a server to watch."),
+        footer_key("live.depth", "d", "depth", "what is seen",
+            "Show what can be seen of the server, and what each missing part needs."),
+        footer_key("live.stop", "s", "stop", "stop", "Stop watching, and complete the recording."),
         Binding("escape", "leave", "leave", show=False, tooltip="Leave the field."),
     ]  # fmt: skip
     LEGEND = (

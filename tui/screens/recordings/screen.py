@@ -22,7 +22,7 @@ from traces.errors import TtscopeError
 from traces.schema.formats import digits, number
 from traces.summary.comparison import Difference, compare, configuration
 from traces.summary.run import Run
-from tui.screens.base import ConfirmScreen, ModeScreen
+from tui.screens.base import ConfirmScreen, ModeScreen, footer_key, help_key
 from tui.screens.entries import (
     COLUMNS,
     Column,
@@ -113,39 +113,23 @@ FILTER = FieldQuestion(label="filter", example="maj seqs64, or greedy|maj")
 OF_RECORDINGS = frozenset({"mark", "filter", "sort", "reverse", "unmark", "advise", "delete"})
 ORDER = "Sort by the next column, or the other way round. A click on a header does both."
 KEYS: list[BindingType] = [
-    Binding(
-        "space", "mark", "mark", id="recordings.mark",
-        tooltip="Mark the row. All that are marked are compared with the first.",
-    ),
-    Binding(
-        "slash", "filter", "filter", id="recordings.filter",
-        tooltip="Show only rows with every word that is typed. a|b means either.",
-    ),
-    Binding("s", "sort", "sort", id="recordings.sort", tooltip=ORDER),
-    Binding("r", "reverse", "reverse", id="recordings.reverse", show=False, tooltip=ORDER),
-    Binding(
-        "u", "unmark", "unmark all", id="recordings.unmark", show=False, tooltip="Unmark all rows."
-    ),
-    Binding(
-        "a", "advise", "advise", id="recordings.advise",
-        tooltip="Ask for advice from the marked recordings, or from all.",
-    ),
-    Binding(
-        "o", "ask('open')", "open", id="recordings.open",
-        tooltip="Open other recordings beside these, by their path.",
-    ),
-    Binding(
-        "i", "ask('import')", "import", id="recordings.import",
-        tooltip="Import files of other tools into a new recording in ./runs.",
-    ),
-    Binding(
-        "x", "delete", "delete", id="recordings.delete",
-        tooltip="Delete the recording, once that is confirmed.",
-    ),
-    Binding(
-        "dollar_sign", "ask('price')", "price", id="recordings.price", show=False,
-        tooltip="Set the price of a device-hour, from which costs follow.",
-    ),
+    footer_key("recordings.mark", "space", "mark", "mark",
+        "Mark the row. All that are marked are compared with the first."),
+    footer_key("recordings.filter", "slash", "filter", "filter",
+        "Show only rows with every word that is typed. a|b means either."),
+    footer_key("recordings.sort", "s", "sort", "sort", ORDER),
+    help_key("recordings.reverse", "r", "reverse", "reverse", ORDER),
+    help_key("recordings.unmark", "u", "unmark", "unmark all", "Unmark all rows."),
+    footer_key("recordings.advise", "a", "advise", "advise",
+        "Ask for advice from the marked recordings, or from all."),
+    footer_key("recordings.open", "o", "ask('open')", "open",
+        "Open other recordings beside these, by their path."),
+    footer_key("recordings.import", "i", "ask('import')", "import",
+        "Import files of other tools into a new recording in ./runs."),
+    footer_key("recordings.delete", "x", "delete", "delete",
+        "Delete the recording, once that is confirmed."),
+    help_key("recordings.price", "dollar_sign", "ask('price')", "price",
+        "Set the price of a device-hour, from which costs follow."),
     Binding(
         "escape", "leave", "leave", show=False,
         tooltip="Leave the field or the panel below, back to the table.",

@@ -19,7 +19,7 @@ from advisor.accuracy.stopping import RULES, Savings, StopRule, savings
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
-from tui.screens.base import ModeScreen
+from tui.screens.base import ModeScreen, footer_key, help_key
 from tui.screens.library import failure
 from tui.screens.run.beside import Beside, replay_beside, told_here
 from tui.screens.run.data import RunData, read_run
@@ -106,63 +106,35 @@ ENDS = "Move the cursor to the start or the end of the run."
 STEP = "Move the cursor to the engine step before or after."
 SPEED = "Play slower or faster."
 KEYS: list[BindingType] = [
-    Binding("space", "play", "play", id="run.play", tooltip="Play the run from the cursor on."),
-    Binding("space", "pause", "pause", id="run.play", tooltip="Stop playing at the cursor."),
-    Binding(
-        "g", "ask('goto')", "go to", id="run.goto", tooltip="Go to a problem, a step or a time."
-    ),
-    Binding(
-        "w", "worst", "slowest problem", id="run.slowest", show=False,
-        tooltip="Show the problem that took longest.",
-    ),
-    Binding(
-        "r", "rule", "rule", id="run.rule",
-        tooltip="Judge the next stopping rule on this problem and on all.",
-    ),
-    Binding(
-        "k", "page", "more", id="run.page",
-        tooltip="Show the next page: kernels and energy, policies, the replay, the problem.",
-    ),
-    Binding(
-        "v", "ask('replay')", "replay", id="run.replay",
-        tooltip="Replay the run, as recorded or with changes, and show it beside.",
-    ),
-    Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier", tooltip=SEEK),
-    Binding("right", "move(1)", "later", id="run.later", show=False, tooltip=SEEK),
-    Binding(
-        "shift+left", "move(-10)", "ten columns earlier", id="run.much_earlier", show=False,
-        tooltip=SEEK_TEN,
-    ),
-    Binding(
-        "shift+right", "move(10)", "ten columns later", id="run.much_later", show=False,
-        tooltip=SEEK_TEN,
-    ),
-    Binding("home", "move(-1000000)", "start", id="run.start", show=False, tooltip=ENDS),
-    Binding("end", "move(1000000)", "end", id="run.end", show=False, tooltip=ENDS),
-    Binding("comma", "step(-1)", "a step back", id="run.back", show=False, tooltip=STEP),
-    Binding("full_stop", "step(1)", "a step on", id="run.on", show=False, tooltip=STEP),
-    Binding("less_than_sign", "speed(0.5)", "slower", id="run.slower", show=False, tooltip=SPEED),
-    Binding("greater_than_sign", "speed(2)", "faster", id="run.faster", show=False, tooltip=SPEED),
-    Binding(
-        "plus,equals_sign", "zoom(0.5)", "zoom in", id="run.zoom_in", show=False, tooltip=ZOOM
-    ),
-    Binding("minus", "zoom(2)", "zoom out", id="run.zoom_out", show=False, tooltip=ZOOM),
-    Binding(
-        "z", "zoom_to('problem')", "zoom to the problem", id="run.zoom_problem", show=False,
-        tooltip="Zoom the charts to the time of the problem.",
-    ),
-    Binding(
-        "0", "zoom_to('whole')", "the whole run", id="run.zoom_whole", show=False,
-        tooltip="Show the whole run in the charts.",
-    ),
-    Binding(
-        "left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous",
-        tooltip=NEXT,
-    ),
-    Binding(
-        "right_square_bracket", "problem(1)", "next problem", id="run.next", show=False,
-        tooltip=NEXT,
-    ),
+    footer_key("run.play", "space", "play", "play", "Play the run from the cursor on."),
+    footer_key("run.play", "space", "pause", "pause", "Stop playing at the cursor."),
+    footer_key("run.goto", "g", "ask('goto')", "go to", "Go to a problem, a step or a time."),
+    help_key("run.slowest", "w", "worst", "slowest problem", "Show the problem that took longest."),
+    footer_key("run.rule", "r", "rule", "rule",
+        "Judge the next stopping rule on this problem and on all."),
+    footer_key("run.page", "k", "page", "more",
+        "Show the next page: kernels and energy, policies, the replay, the problem."),
+    footer_key("run.replay", "v", "ask('replay')", "replay",
+        "Replay the run, as recorded or with changes, and show it beside."),
+    footer_key("run.earlier", "left", "move(-1)", "time", SEEK, display="← →"),
+    help_key("run.later", "right", "move(1)", "later", SEEK),
+    help_key("run.much_earlier", "shift+left", "move(-10)", "ten columns earlier", SEEK_TEN),
+    help_key("run.much_later", "shift+right", "move(10)", "ten columns later", SEEK_TEN),
+    help_key("run.start", "home", "move(-1000000)", "start", ENDS),
+    help_key("run.end", "end", "move(1000000)", "end", ENDS),
+    help_key("run.back", "comma", "step(-1)", "a step back", STEP),
+    help_key("run.on", "full_stop", "step(1)", "a step on", STEP),
+    help_key("run.slower", "less_than_sign", "speed(0.5)", "slower", SPEED),
+    help_key("run.faster", "greater_than_sign", "speed(2)", "faster", SPEED),
+    help_key("run.zoom_in", "plus,equals_sign", "zoom(0.5)", "zoom in", ZOOM),
+    help_key("run.zoom_out", "minus", "zoom(2)", "zoom out", ZOOM),
+    help_key("run.zoom_problem", "z", "zoom_to('problem')", "zoom to the problem",
+        "Zoom the charts to the time of the problem."),
+    help_key("run.zoom_whole", "0", "zoom_to('whole')", "the whole run",
+        "Show the whole run in the charts."),
+    footer_key("run.previous", "left_square_bracket", "problem(-1)", "problem",
+        NEXT, display="[ ]"),
+    help_key("run.next", "right_square_bracket", "problem(1)", "next problem", NEXT),
     Binding(
         "escape", "leave", "leave", show=False,
         tooltip="Leave the field, or show the whole problem again after playing.",
