@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, TypeVar, cast
 
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -159,6 +161,14 @@ def set_class_alone(widget: Widget, on: bool, name: str) -> None:
         widget.app.stylesheet.apply(widget)
 
 
+@dataclass
+class Made(Message):
+    """What shows what a worker made, and whether that is asked for still."""
+
+    show: Callable[[], None]
+    still: Callable[[], bool]
+
+
 class ModeScreen(CalmScreen[None]):
     """A screen under one of the keys 1 to 4; `show_library` is called when recordings load.
 
@@ -207,18 +217,40 @@ class ModeScreen(CalmScreen[None]):
         """Leave the keys to a field while one is typed into, so that the footer is true."""
         return not isinstance(self.focused, Input) or action.startswith("leave")
 
-    def post_made(self, make: Callable[[], Message], failed: Callable[[str], Message]) -> None:
-        """Post what a worker makes, or that it failed and why, unless it was cancelled meanwhile.
+    def ask(
+        self,
+        make: Callable[[], Result],
+        show: Callable[[Result], None],
+        failed: Callable[[str], None] | None = None,
+        *,
+        group: str,
+        exclusive: bool = False,
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Make an answer in a thread, then show it, or say why there is none.
 
-        It is called in the thread of the worker, and no error of it ends the app.
+        Neither happens once the group was cancelled, or where the question stands no longer. No
+        error ends the app.
         """
-        worker = get_current_worker()
-        try:
-            message = make()
-        except Exception as problem:
-            message = failed(failure(problem))
-        if not worker.is_cancelled:
-            self.post_message(message)
+
+        def work() -> None:
+            worker = get_current_worker()
+            try:
+                made = partial(show, make())
+            except Exception as problem:
+                made = partial(failed or self._refuse, failure(problem))
+            if not worker.is_cancelled:
+                self.post_message(Made(made, still))
+
+        self.run_worker(work, thread=True, group=group, exclusive=exclusive)
+
+    @on(Made)
+    def _show_made(self, event: Made) -> None:
+        if event.still():
+            event.show()
+
+    def _refuse(self, why: str) -> None:
+        self.say(why, bad=True)
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """Show a word about what was asked in the line for that, or nothing."""

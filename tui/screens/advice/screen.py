@@ -20,7 +20,7 @@ from textual.widgets import DataTable, Input, Label
 from textual.worker import Worker, get_current_worker
 
 from traces.errors import TtscopeError, WorkloadsError
-from traces.schema.advice import Budget, Pick, Recommendation
+from traces.schema.advice import Budget, Recommendation
 from traces.schema.formats import counted
 from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
@@ -49,6 +49,7 @@ EARLIER = "Answer of an earlier session"
 
 
 Question = tuple[object, ...]  # budget and price of an API, recordings by key, what runs today
+WhatIf = tuple[str, Sequence[Sequence[str]]]  # what a change makes of a pick: title and table
 
 
 @dataclass
@@ -84,24 +85,6 @@ class Progress(Message):
     question: Question
     done: int
     total: int | None
-
-
-@dataclass
-class WhatIf(Message):
-    """What a change makes of a pick, or why that cannot be said."""
-
-    title: str
-    rows: Sequence[Sequence[str]]
-    error: str | None = None
-
-
-@dataclass
-class Planned(Message):
-    """What to measure next is written into a file, or why it is not."""
-
-    path: Path
-    forwards: Forwards | None = None
-    error: str = ""
 
 
 class ChangeField(Input):
@@ -537,7 +520,8 @@ class AdviceScreen(ModeScreen):
             self._answers[key] = self._answer_of(row, width, wide)
         drawn = self._answers[key]
         if self._what_if:
-            lines = [self._what_if.title, *side_by_side(self._what_if.rows, width)]
+            title, rows = self._what_if
+            lines = [title, *side_by_side(rows, width)]
             section = [Section(kind="table", lines=lines)]
             drawn = (Content("\n\n").join([styled(section), drawn[0]]), drawn[1])
         self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
@@ -590,22 +574,18 @@ class AdviceScreen(ModeScreen):
     def _write_plan(self, path: Path) -> None:
         if self._advice is not None:
             self._say("writing what to measure next ...", passing=True)
-            self._work_out_plan(self._advice, path)
+            answer = self._advice
 
-    @work(thread=True, group="plan")
-    def _work_out_plan(self, answer: Recommendation, path: Path) -> None:
-        def planned() -> Planned:
-            with self.ttscope.advising:
-                return Planned(path, self.ttscope.advisor.write_plan(path, answer))
+            def planned() -> Forwards:
+                with self.ttscope.advising:
+                    return self.ttscope.advisor.write_plan(path, answer)
 
-        self.post_made(planned, lambda why: Planned(path, error=why))
+            self.ask(planned, partial(self._tell_plan, path), group="plan")
 
-    @on(Planned)
-    def _plan_written(self, event: Planned) -> None:
-        if event.forwards is None:
-            self._say(event.error, bad=True, passing=True)
-            return
-        path, forwards = event.path, event.forwards
+    def _refuse(self, why: str) -> None:
+        self._say(why, bad=True, passing=True)
+
+    def _tell_plan(self, path: Path, forwards: Forwards) -> None:
         lines = [f"plan in {path}, measured by ttscope sweep {path} -o runs"]
         if forwards.files:
             names = ", ".join(map(str, forwards.files))
@@ -640,25 +620,18 @@ class AdviceScreen(ModeScreen):
             self.action_leave()
             return
         self._say("replaying the pick and the change (the first replay compiles) ...")
-        budget = None if self._advice is None else self._advice.budget
-        self._work_out_change(selected.pick, event.value, budget)
+        pick, budget = selected.pick, None if self._advice is None else self._advice.budget
 
-    @work(thread=True, exclusive=True, group="what_if")
-    def _work_out_change(self, pick: Pick, changes: str, budget: Budget | None) -> None:
-        def told() -> WhatIf:
+        def changed() -> WhatIf:
             with self.ttscope.advising:
                 advisor = self.ttscope.advisor_for(self._recordings())
-                return WhatIf(*advisor.what_if(pick, changes, budget))
+                return advisor.what_if(pick, event.value, budget)
 
-        self.post_made(told, lambda why: WhatIf("", [], why))
+        self.ask(changed, self._show_change, group="what_if", exclusive=True)
 
-    @on(WhatIf)
-    def _change_told(self, event: WhatIf) -> None:
+    def _show_change(self, told: WhatIf) -> None:
         """Show the difference. What cannot be asked stays in the field, to be mended there."""
-        if event.error is not None:
-            self._say(event.error, bad=True, passing=True)
-            return
-        self._what_if = event
+        self._what_if = told
         self._say("\n".join(self._gone_lines()))
         self._ask_change(False)
         self._give("all" if self._whole == "front" else self._whole)

@@ -91,6 +91,13 @@ def _servers_told(target: Attachment) -> str:
     return target.accesses[0].url + (f" and {more} more" if more else "")
 
 
+def _read_whole(folder: Path) -> Recorded | None:
+    """Read the whole of what was watched into a folder, None where it holds no run."""
+    recording = Recording.open(folder)
+    runs = summarise(recording)
+    return read_recorded(recording, runs[0]) if runs else None
+
+
 def _replaying(width: int) -> list[str]:
     """Return what is said while the change that a verdict asks for is replayed."""
     return wrap(
@@ -120,27 +127,6 @@ class LiveScreen(ModeScreen):
 
         watch: LiveWatch
         error: str | None
-
-    @dataclass
-    class Suggested(Message):
-        """What to try next on the recording in a folder."""
-
-        folder: Path
-        found: Suggestion | str
-
-    @dataclass
-    class Judged(Message):
-        """The whole of what was watched into a folder was read."""
-
-        folder: Path
-        recorded: Recorded
-
-    @dataclass
-    class Reopened(Message):
-        """A recording of watched servers was read, or why it cannot be."""
-
-        entry: Entry
-        recorded: Recorded | str
 
     MODE = "live"
     CSS_PATH = "live.tcss"
@@ -196,12 +182,6 @@ class LiveScreen(ModeScreen):
         if asked:
             self._ask(asked)
 
-    @on(Judged)
-    def _show_judged(self, event: Judged) -> None:
-        if self._watch is None and self._kept == event.folder:
-            self._recorded = event.recorded
-            self._draw()
-
     def show_library(self) -> None:
         """Show the recording of watched servers that was opened, unless a server is watched."""
         entry = self.ttscope.opened_entry()
@@ -216,7 +196,9 @@ class LiveScreen(ModeScreen):
         self._shown = entry
         self.say("")
         self._draw()
-        self._reopen(entry)
+        recording, run = entry.recording, entry.run
+        if recording is not None and run is not None:
+            self._read_back(entry.path, lambda: read_recorded(replace(recording), run))
 
     def _clear(self) -> None:
         self.workers.cancel_group(self, "recorded")
@@ -224,26 +206,34 @@ class LiveScreen(ModeScreen):
         self._shown, self._recorded, self._next, self._depth = None, None, None, False
         self._kept = None
 
-    @work(thread=True, group="recorded")
-    def _reopen(self, entry: Entry) -> None:
-        recording, run = entry.recording, entry.run
-        if recording is not None and run is not None:
-            self.post_made(
-                lambda: self.Reopened(entry, read_recorded(replace(recording), run)),
-                lambda why: self.Reopened(entry, why),
-            )
+    def _read_back(self, folder: Path, read: Callable[[], Recorded | None]) -> None:
+        """Show what was recorded into a folder, and what to try next on it."""
 
-    @on(Reopened)
-    def _show_reopened(self, event: Reopened) -> None:
-        if event.entry is not self._shown:
-            return
-        if isinstance(event.recorded, str):
-            self.say(event.recorded, bad=True)
-            return
-        self._recorded = event.recorded
-        self._next = _replaying
-        self._draw()
-        self._suggest(event.entry.path)
+        def show(recorded: Recorded | None) -> None:
+            self._recorded, self._next = recorded, _replaying
+            self._draw()
+            self._suggest(folder)
+
+        self.ask(read, show, group="recorded", still=lambda: self._is_of(folder))
+
+    def _suggest(self, folder: Path) -> None:
+        """Replay what was watched with the change that its verdict asks for."""
+
+        def found() -> Suggestion | str:
+            from advisor.what_if.suggest import suggest
+
+            return suggest(Recording.open(folder))
+
+        def show(found: Suggestion | str) -> None:
+            self._next = partial(next_lines, str(folder), found)
+            self._draw()
+
+        self.ask(found, show, show, group="live", still=lambda: self._is_of(folder))
+
+    def _is_of(self, folder: Path) -> bool:
+        """Whether what is shown is the recording in a folder, and no server that is watched."""
+        shown = self._kept if self._shown is None else self._shown.path
+        return self._watch is None and shown == folder
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to stop while a server is watched, and its depths while one is shown."""
@@ -352,31 +342,11 @@ class LiveScreen(ModeScreen):
             self._kept, self._history = event.watch.folder, History()
             self.ttscope.open_paths([event.watch.folder])
             self._next = _replaying
-            self._suggest(event.watch.folder)
+            self._read_back(event.watch.folder, partial(_read_whole, event.watch.folder))
         elif event.error is not None and self.is_current:
             self.query_one(Prompt).ask(URL, self._asked)
         self._draw()
         self.set_status(self._status())
-
-    @work(thread=True, group="live")
-    def _suggest(self, folder: Path) -> None:
-        """Replay what was watched with the change that its verdict asks for."""
-        from advisor.what_if.suggest import suggest
-
-        recording = Recording.open(folder)
-        if self._shown is None and (runs := summarise(recording)):
-            self.post_message(self.Judged(folder, read_recorded(recording, runs[0])))
-        self.post_made(
-            lambda: self.Suggested(folder, suggest(recording)),
-            lambda why: self.Suggested(folder, why),
-        )
-
-    @on(Suggested)
-    def _show_next(self, event: Suggested) -> None:
-        is_shown = self._shown is None or self._shown.path == event.folder
-        if self._watch is None and is_shown:  # not while something else is watched
-            self._next = partial(next_lines, str(event.folder), event.found)
-            self._draw()
 
     @on(Resize)
     def _fit(self) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import DataTable, Input
 from textual.widgets.data_table import CellDoesNotExist, ColumnKey
-from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError
 from traces.schema.formats import digits, number
@@ -57,23 +55,6 @@ from tui.widgets.prompt import Field, FieldQuestion, Paths, Prompt
 from tui.widgets.still import Box, StillText
 from tui.widgets.table import RowTable
 
-# What the workers of the Recordings screen tell it.
-
-
-@dataclass
-class ImportDone(Message):
-    """Files of others are a recording now."""
-
-    made: ImportMade
-
-
-@dataclass
-class ImportFailed(Message):
-    """Files of others cannot be imported; `asked` is what was typed."""
-
-    text: str
-    asked: str
-
 
 class Pair:
     """Two runs by the rows of their problems, which stay the same until they are read again."""
@@ -87,14 +68,6 @@ class Pair:
 
     def __hash__(self) -> int:
         return hash(tuple(map(id, self._rows)))
-
-
-@dataclass
-class Compared(Message):
-    """Two marked runs were compared."""
-
-    pair: Pair
-    found: Difference
 
 
 # The keys of the Recordings screen, and what it asks for.
@@ -461,23 +434,19 @@ class RecordingsScreen(ModeScreen):
         self.query_one("#asking", Prompt).close()
         self._table.focus()
 
-    @work(thread=True, group="import")
     def _import(self, text: str) -> None:
-        self.post_made(
-            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: ImportFailed(why, text)
-        )
+        def refuse(why: str) -> None:
+            self._refuse(why)
+            if self.is_current and not self.query_one("#asking", Prompt).is_open:
+                self.action_ask("import", text)
 
-    @on(ImportDone)
-    def _imported(self, event: ImportDone) -> None:
-        notes = "".join(f". {note}" for note in event.made.notes[:2])
-        self.say(f"{event.made.told}, kept in {event.made.folder}{notes}")
-        self.ttscope.open_paths([event.made.folder])
+        make = partial(import_into, text, Path("runs"))
+        self.ask(make, self._show_import, refuse, group="import")
 
-    @on(ImportFailed)
-    def _failed(self, event: ImportFailed) -> None:
-        self.say(event.text, bad=True)
-        if self.is_current and not self.query_one("#asking", Prompt).is_open:
-            self.action_ask("import", event.asked)
+    def _show_import(self, made: ImportMade) -> None:
+        notes = "".join(f". {note}" for note in made.notes[:2])
+        self.say(f"{made.told}, kept in {made.folder}{notes}")
+        self.ttscope.open_paths([made.folder])
 
     def action_delete(self) -> None:
         """Delete the recording under the cursor, once that is confirmed."""
@@ -568,26 +537,25 @@ class RecordingsScreen(ModeScreen):
             self._work_out(pair)
         return self._compared[pair]
 
-    @work(thread=True, group="compare")
     def _work_out(self, pair: Pair) -> None:
-        first, second = (self._with_frames(run) for run in pair.runs)
-        wanted = {configuration(run) for run in pair.runs} - {None}
-        runs = [each.run for each in self.ttscope.entries if each.run is not None]
-        repeats = [self._with_frames(run) for run in runs if configuration(run) in wanted]
-        difference = compare(first, second, repeats)
-        if not get_current_worker().is_cancelled:
-            self.post_message(Compared(pair, difference))
+        def compared() -> Difference:
+            first, second = map(self._with_frames, pair.runs)
+            wanted = {configuration(run) for run in pair.runs} - {None}
+            runs = [each.run for each in self.ttscope.entries if each.run is not None]
+            repeats = [self._with_frames(run) for run in runs if configuration(run) in wanted]
+            return compare(first, second, repeats)
+
+        def show(found: Difference) -> None:
+            self._compared[pair] = found
+            self._show_panel()
+
+        self.ask(compared, show, group="compare")
 
     def _with_frames(self, run: Run) -> Run:
         """Return a run with its samples and steps, without which its times are not compared."""
         entry = next((each for each in self.ttscope.entries if each.run is run), None)
         again = None if entry is None else with_frames(entry, self.ttscope.price).run
         return again or run
-
-    @on(Compared)
-    def _show_difference(self, event: Compared) -> None:
-        self._compared[event.pair] = event.found
-        self._show_panel()
 
     def _panel(self, width: int) -> list[str]:
         marked = self.ttscope.marked_entries()

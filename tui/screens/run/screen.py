@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import ClassVar
 
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import Resize
-from textual.message import Message
 from textual.timer import Timer
 from textual.widgets import Input
-from textual.worker import get_current_worker
 
 from advisor.accuracy.stopping import RULES, Savings, StopRule, savings
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
-from tui.screens.base import ModeScreen, footer_key, help_key
-from tui.screens.library import failure
+from tui.screens.base import ModeScreen, Result, footer_key, help_key
 from tui.screens.run.beside import Beside, replay_beside, told_here
 from tui.screens.run.data import RunData, read_run
 from tui.screens.run.model import PAGES, WIDE, RunModel
@@ -30,56 +28,6 @@ from tui.widgets.lanes import Lanes, heading
 from tui.widgets.prompt import Field, FieldQuestion, Prompt, Words
 from tui.widgets.sample_bars import SampleBars, Samples
 from tui.widgets.still import Box, StillText
-
-# What the workers of the Run screen tell it.
-
-
-@dataclass
-class Read(Message):
-    """The recording's steps, kernels and power were read."""
-
-    model: RunModel
-    data: RunData
-
-
-@dataclass
-class Judged(Message):
-    """A stopping rule was judged on all problems; a text says why it cannot be."""
-
-    model: RunModel
-    rule: str
-    found: Savings | str
-
-
-@dataclass
-class RunReplayed(Message):
-    """The run was replayed."""
-
-    model: RunModel
-    beside: Beside
-
-
-@dataclass
-class Told(Message):
-    """Policies that were not run, as lines."""
-
-    model: RunModel
-    lines: list[str]
-
-
-@dataclass
-class RunFailed(Message):
-    """Something of a run cannot be done: what was `asked` for, or its steps are `unread`."""
-
-    model: RunModel
-    text: str
-    unread: bool = False
-    asked: bool = False
-
-
-class PageRead(Message):
-    """Whole rows of more steps are there."""
-
 
 # The keys of the Run screen, and what it asks for.
 
@@ -178,7 +126,6 @@ class RunScreen(ModeScreen):
         self.model: RunModel | None = None
         self._going: Goto | None = None  # where to, once the steps are read
         self._asking = "goto"
-        self._asked = ""  # of a replay, to be mended where it fails
         self._timer: Timer | None = None
         self._last = 0.0
 
@@ -231,97 +178,100 @@ class RunScreen(ModeScreen):
         if model is not None:
             self._read(model)
 
-    @work(thread=True, group="run")
+    def _ask(
+        self,
+        group: str,
+        make: Callable[[], Result],
+        show: Callable[[Result], None],
+        failed: Callable[[str], None] | None = None,
+    ) -> None:
+        """Ask something about the run that is shown."""
+        model = self.model
+        self.ask(
+            make,
+            show,
+            failed,
+            group=group,
+            exclusive=group != "run",
+            still=lambda: self.model is model,
+        )
+
     def _read(self, model: RunModel) -> None:
-        self.post_made(
-            lambda: Read(model, read_run(model.recording, model.run)),
-            lambda why: RunFailed(model, why, unread=True),
+        self._ask(
+            "run", lambda: read_run(model.recording, model.run), self._show_data, self._show_unread
         )
 
-    @work(thread=True, group="run")
     def _judge(self, model: RunModel, rule: StopRule) -> None:
-        self.post_made(
-            lambda: Judged(model, rule.label, savings(model.run, rule)),
-            lambda why: Judged(model, rule.label, why),
-        )
+        def judged(found: Savings | str) -> None:
+            model.judged[rule.label] = found
+            self._draw_problem()
 
-    @work(thread=True, group="policies", exclusive=True)
-    def _tell_policies(self, model: RunModel) -> None:
+        self._ask("run", lambda: savings(model.run, rule), judged, judged)
+
+    def _judge_policies(self, model: RunModel) -> None:
         from tui.text.recordings.show import judged_policies, policies_lines
 
-        def told() -> Told:
+        def told() -> list[str]:
             policies = judged_policies(model.recording, model.run)
-            return Told(model, policies_lines(model.run, policies, width=self._width))
+            return policies_lines(model.run, policies, width=self._width)
 
-        self.post_made(told, lambda why: Told(model, [why]))
+        def show(lines: Sequence[str]) -> None:
+            model.policies = lines
+            self._draw_problem()
 
-    @work(thread=True, group="replay", exclusive=True)
+        self._ask("policies", told, show, lambda why: show([why]))
+
     def _replay(self, model: RunModel, changes: str) -> None:
-        recording = model.recording
-        if recording is not None:
-            self.post_made(
-                lambda: RunReplayed(
-                    model, replay_beside(recording, model.run, changes, width=self._width)
-                ),
-                lambda why: RunFailed(model, why, asked=True),
-            )
+        recording, run = model.recording, model.run
+        if recording is None:
+            return
 
-    @work(thread=True, group="steps", exclusive=True)
+        def show(beside: Beside) -> None:
+            self.say("")
+            model.show_beside(beside)
+            self.draw()
+
+        def refuse(why: str) -> None:
+            self._refuse(why)
+            if self.is_current and not self.query_one(Prompt).is_open:
+                self.action_ask("replay", changes)
+
+        width = self._width
+        self._ask(
+            "replay", lambda: replay_beside(recording, run, changes, width=width), show, refuse
+        )
+
     def _read_page(self, model: RunModel, position: int) -> None:
-        try:
-            read = model.pages.read(position)
-        except Exception as error:  # it was deleted meanwhile, or is damaged
-            self.post_message(RunFailed(model, failure(error)))
-            return
-        if read and not get_current_worker().is_cancelled:
-            self.post_message(PageRead())
+        def show(is_new: bool) -> None:
+            if is_new:
+                self._draw_step()
 
-    @on(Read)
-    def _data_read(self, event: Read) -> None:
-        if event.model is not self.model:
-            return
-        self.model.show_data(event.data)
+        self._ask("steps", lambda: model.pages.read(position), show)
+
+    def _show_data(self, data: RunData) -> None:
+        model = self.model
+        assert model is not None
+        model.show_data(data)
         if self._going is not None:
-            refusal, self._going = self.model.go_to(self._going), None
+            refusal, self._going = model.go_to(self._going), None
             self.say(refusal or "", bad=refusal is not None)
         self.refresh_bindings()
-        source = self.model.run.replay_of
+        source = model.run.replay_of
         entry = None if source is None else self.ttscope.entry_named(source)
         if entry is not None and entry.run is not None:
             name = f"{source}, which this replays"
-            self.model.show_beside(Beside(run=entry.run, word="recorded", asked=name))
+            model.show_beside(Beside(run=entry.run, word="recorded", asked=name))
         self.draw()
-        self._judge(self.model, RULES[0])
+        self._judge(model, RULES[0])
 
-    @on(Judged)
-    def _rule_judged(self, event: Judged) -> None:
-        event.model.judged[event.rule] = event.found
-        if event.model is self.model:
-            self._draw_problem()
-
-    @on(Told)
-    def _policies_told(self, event: Told) -> None:
-        event.model.policies = event.lines
-        if event.model is self.model:
-            self._draw_problem()
-
-    @on(RunReplayed)
-    def _beside_made(self, event: RunReplayed) -> None:
-        if event.model is self.model:
-            self.say("")
-            self.model.show_beside(event.beside)
-            self.draw()
-
-    @on(RunFailed)
-    def _failed(self, event: RunFailed) -> None:
-        if event.model is not self.model:
-            return
-        self.say(told_here(event.text), bad=True)
-        if event.asked and self.is_current and not self.query_one(Prompt).is_open:
-            self.action_ask("replay", self._asked)
-        if event.unread:
+    def _show_unread(self, why: str) -> None:
+        self._refuse(why)
+        if self.model is not None:
             self.model.unread = True
-            self._draw_time()
+        self._draw_time()
+
+    def _refuse(self, why: str) -> None:
+        super()._refuse(told_here(why))
 
     @on(Resize)
     def _fit(self) -> None:
@@ -374,7 +324,6 @@ class RunScreen(ModeScreen):
         samples = min(model.most_samples + 2, height * 2 // 5)
         return height - samples - OTHERS
 
-    @on(PageRead)
     def _draw_step(self) -> None:
         if self.model is not None:
             lines = self.model.step(self._bins, 10_000 if self._short else self._width)
@@ -527,7 +476,7 @@ class RunScreen(ModeScreen):
             return
         model.page = PAGES[(PAGES.index(model.page) + 1) % len(PAGES)]
         if model.page == "policies" and model.policies is None:
-            self._tell_policies(model)
+            self._judge_policies(model)
         self._draw_problem()
         self.query_one("#page").scroll_home(animate=False)
 
@@ -544,7 +493,6 @@ class RunScreen(ModeScreen):
         if self._asking == "replay":
             self.action_leave()
             self.say("replaying (the first replay compiles for some seconds) ...")
-            self._asked = text
             self._replay(model, text)
             return
         refusal = None

@@ -1,7 +1,7 @@
 """A recording of watched servers on the Live screen, panels at each size, and a silent server."""
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from tui.screens.live.views import (
     verdict_text,
 )
 from tui.screens.live.watch import Snapshot
-from tui.text.recordings.live import gauge_in, live_line, rate_in, silence_told
+from tui.text.recordings.live import gauge_in, live_line, next_lines, rate_in, silence_told
 from tui.widgets.panel import PanelView
 
 S = 10**9
@@ -86,7 +86,8 @@ async def test_what_to_try_next_is_wrapped_anew_at_another_width():
     app = TtscopeApp([], screen="live")
     why = "no replay of it " * 12
     async with app.run_test(size=(120, 40)) as pilot:
-        app.screen.post_message(app.screen.Suggested(Path("runs/live"), why))
+        app.screen._next = partial(next_lines, "runs/live", why)
+        app.screen._draw()
         await pilot.pause()
         wide = text_of(app, "#next").splitlines()
         await pilot.resize_terminal(80, 24)

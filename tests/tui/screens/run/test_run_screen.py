@@ -35,22 +35,15 @@ async def go(pilot, text):
 
 @asynccontextmanager
 async def on_run(path, size=(80, 24)):
-    """The app on its Run screen, its pilot, and the names of what its workers posted."""
-    known, posted = [], []
-
-    def seen(message):
-        if type(message).__module__ == "tui.screens.run.screen" and message not in known:
-            known.append(message)
-            posted.append(type(message).__name__)
-
-    async with opened(TtscopeApp([path]), size, message_hook=seen) as (app, pilot):
+    """The app on its Run screen, and its pilot."""
+    async with opened(TtscopeApp([path]), size) as (app, pilot):
         await press(pilot, "2")
-        yield app, pilot, posted
+        yield app, pilot
 
 
 async def test_steps_and_problems(folder):
-    async with on_run(folder / "one") as (app, pilot, posted):
-        assert {"Read", "Judged", "PageRead"} <= set(posted)
+    async with on_run(folder / "one") as (app, pilot):
+        assert app.screen.model.judged
         assert "step 0 |" in text_of(app, "#step")
         assert "reads 80 KV tok" in text_of(app, "#step")
         await pilot.press("full_stop")
@@ -67,7 +60,6 @@ async def test_steps_and_problems(folder):
         for _ in range(3):
             await press(pilot, "k")
             if app.screen.model.page == "policies":
-                assert posted[-1] == "Told"
                 assert "maj@4" in text_of(app, "#text")
         assert "v replays" in text_of(app, "#text")
         await pilot.press("k")
@@ -75,7 +67,7 @@ async def test_steps_and_problems(folder):
 
 
 async def test_seek_by_number_step_and_time(folder):
-    async with on_run(folder / "one") as (app, pilot, _):
+    async with on_run(folder / "one") as (app, pilot):
         model = app.screen.model
         for text, told in (("4", "problem 4 of 10"), ("10", "problem 10 of 10")):
             await go(pilot, text)
@@ -108,7 +100,7 @@ async def test_seek_by_number_step_and_time(folder):
 
 
 async def test_play_pause_and_speed(folder):
-    async with on_run(folder / "one") as (app, pilot, _):
+    async with on_run(folder / "one") as (app, pilot):
         model, screen = app.screen.model, app.screen
         await pilot.press("space")
         assert model.play.playing
@@ -132,11 +124,11 @@ async def test_play_pause_and_speed(folder):
 
 
 async def test_rules_are_judged_one_by_one(folder):
-    async with on_run(folder / "one", (120, 40)) as (app, pilot, posted):
+    async with on_run(folder / "one", (120, 40)) as (app, pilot):
         assert "ASC .90" in text_of(app, "#vote")
-        judged = posted.count("Judged")
+        judged = len(app.screen.model.judged)
         await press(pilot, "r")
-        assert posted.count("Judged") == judged + 1
+        assert len(app.screen.model.judged) == judged + 1
         assert "ASC .95" in text_of(app, "#vote")
         assert "all 10: " in text_of(app, "#vote")
 
@@ -160,7 +152,7 @@ async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
         row["source"] = "replayed"
     made_from = {"replayed": {"recording": "one", "seed": 0}}
     write_recording(tmp_path / "two", rows, provenance=made_from)
-    async with on_run(tmp_path, (120, 40)) as (app, pilot, _):
+    async with on_run(tmp_path, (120, 40)) as (app, pilot):
         app.open_run(next(entry for entry in app.entries if entry.path.name == "two"))
         app.screen.show_library()
         await settle(pilot)
@@ -171,12 +163,11 @@ async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
 
 
 async def test_a_replay_is_shown_beside_its_recording():
-    async with on_run(RECORDED, (160, 50)) as (app, pilot, posted):
+    async with on_run(RECORDED, (160, 50)) as (app, pilot):
         await pilot.press("v")
         field = app.screen.query_one("#ask", Input)
         field.value = "engine.max_num_seqs=4"
         await press(pilot, "enter")
-        assert posted[-1] == "RunReplayed"
         assert app.screen.model.beside.run.step_rows["source"][0] == "replayed"
         assert isinstance(app.screen, RunScreen)
         assert "replay" in text_of(app, "#lanes")
@@ -187,7 +178,6 @@ async def test_a_replay_is_shown_beside_its_recording():
         await pilot.press("v")
         field.value = "engine.nothing=4"
         await press(pilot, "enter")
-        assert "RunFailed" in posted
         assert "no such field" in text_of(app, "#message")
 
 
@@ -197,7 +187,7 @@ async def test_letters_stand_for_blocks_without_colours(folder, monkeypatch, pla
         monkeypatch.setenv("NO_COLOR", "1")
     else:
         monkeypatch.delenv("NO_COLOR", raising=False)
-    async with on_run(folder / "one") as (app, _, _):
+    async with on_run(folder / "one") as (app, _):
         bars = text_of(app, "#bars")
         legend = " ".join(bars.splitlines()[:2])
         assert ("= thinking" in legend) == ("===" in bars) == plain
@@ -206,7 +196,7 @@ async def test_letters_stand_for_blocks_without_colours(folder, monkeypatch, pla
 
 @pytest.mark.parametrize("size", [(60, 18), (80, 24), (120, 40)])
 async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
-    async with on_run(folder / "one", size) as (app, pilot, _):
+    async with on_run(folder / "one", size) as (app, pilot):
         screen = app.screen
         assert screen.max_scroll_y == 0
         bottom = size[1] - 1
@@ -228,7 +218,7 @@ async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
 
 
 async def test_the_footer_says_pause_while_the_run_plays(folder):
-    async with on_run(folder / "one") as (app, pilot, _):
+    async with on_run(folder / "one") as (app, pilot):
         keys = [each.binding.description for each in app.screen.active_bindings.values()]
         assert "play" in keys and "pause" not in keys and "rule" in keys
         await pilot.press("space")
