@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -21,16 +22,15 @@ from traces.statistics import Floats, Ints
 
 PASSES: Final = 2  # over the problems, each with its own draw, at the least
 FEWEST: Final = 100  # problems of all passes, so that few of them queue as many do
-ENOUGH: Final = 800  # problems of all passes, whose mean is told well, unless `MOST` are fewer
+ENOUGH: Final = 800  # problems of all passes, which tell a mean well. `MOST` passes are replayed
 LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
 MOST_MORE: Final = 20_000  # samples before and after these, where few problems last for long
 STEADY: Final = 0.9  # of the capacity, up to which a load has a steady state that is reached soon
-FULL: Final = 1.0  # and up to which it has one
 OVERLOAD: Final = 1.25  # beyond this much of its capacity no engine is replayed in a stream
 
 
-class PosedProblems:
-    """Draws of the same problems [draws][problems], to be posed in any order, each any time.
+class RepeatedProblems:
+    """Draws of the same problems [draws][problems], which come again and again in any order.
 
     A problem that comes again has a prompt of its own, but for what it shares with others.
     """
@@ -38,20 +38,22 @@ class PosedProblems:
     def __init__(
         self, draws: Sequence[Sequence[RecordedProblem]], *, prompt_block_tokens: int | None = None
     ) -> None:
-        self.draws, self.problems = draws, len(draws[0])
+        self.draws, self.count = draws, len(draws[0])  # of problems
         self.samples = float(np.mean([len(load.samples) for load in draws[0]]))  # of a problem
         self.block_tokens = prompt_block_tokens
         uses = Counter(name for load in draws[0] for name in set(load.prompt_blocks))
         self._shared = {name for name, count in uses.items() if count > 1}
         self._names = max(uses, default=0) + 1
-        if prompt_block_tokens is None:
-            self._every = ReplayWorkload.from_loads([load for draw in draws for load in draw])
+
+    @cached_property
+    def _every(self) -> ReplayWorkload:
+        return ReplayWorkload.from_loads([load for draw in self.draws for load in draw])
 
     def at(self, turns: Ints, places: Ints) -> ReplayWorkload:
         """Return the problems at these places of these draws, in this order."""
         turns = turns % len(self.draws)
         if self.block_tokens is None:
-            return self._every.posed(turns * self.problems + places)
+            return self._every.posed(turns * self.count + places)
         times = Counter[int]()
         loads = []
         for turn, place in zip(turns.tolist(), places.tolist(), strict=True):
@@ -60,7 +62,7 @@ class PosedProblems:
         return ReplayWorkload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
     def again(self, load: RecordedProblem, number: int) -> RecordedProblem:
-        """Return a problem that comes for the time of this number, from 0."""
+        """Return a problem that came so many times before."""
         if not number or not load.prompt_blocks:
             return load
         names = (
@@ -69,18 +71,18 @@ class PosedProblems:
         )
         return replace(load, prompt_blocks=tuple(names))
 
-    def passes(self, count: int, seed: int) -> ReplayWorkload:
+    def passes(self, number: int, seed: int) -> ReplayWorkload:
         """Return so many passes over the problems, in one random order, the draws in turn."""
-        order = np.random.default_rng([seed, 5]).permutation(self.problems)
-        return self.at(np.repeat(np.arange(count), self.problems), np.tile(order, count))
+        order = np.random.default_rng([seed, 5]).permutation(self.count)
+        return self.at(np.repeat(np.arange(number), self.count), np.tile(order, number))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
     """A load of `rate_per_s` problems on engines that can serve `capacity_per_s`.
 
-    Problems of traffic come in their recorded `order`, as a prompt may begin with the one before,
-    and those of a workload in a random one.
+    Problems come in a random order. Those of traffic come `in_order`, as they were recorded, since
+    a prompt may begin with the one before.
     """
 
     rate_per_s: float
@@ -97,16 +99,18 @@ class Stream:
         """Whether it is no more than that share of what steps `speed` times as long can serve."""
         return speed * self.rate_per_s <= share * self.capacity_per_s
 
-    def how(self, speed: float = 1.0) -> tuple[bool, bool]:
-        """Return whether waits stop growing at that speed, and whether many passes are replayed.
+    def settles(self, speed: float) -> bool:
+        """Whether waits stop growing where steps take `speed` times as long."""
+        return self.below(1.0, speed=speed)
 
-        These are where even a machine that is as slow as it may be on a day keeps up well.
-        """
-        return self.below(FULL, speed=speed), self.below(STEADY, speed=OVERLOAD)
+    @property
+    def has_slack(self) -> bool:
+        """Whether a machine that is slow for a day keeps up well too. Many passes are replayed."""
+        return self.below(STEADY, speed=OVERLOAD)
 
     def runs(
         self,
-        posed: PosedProblems,
+        problems: RepeatedProblems,
         run: Callable[[ReplayWorkload], Replayed],
         *,
         speed: float = 1.0,
@@ -114,82 +118,84 @@ class Stream:
     ) -> list[Replayed]:
         """Replay passes over the problems among others, each a run of them in their order.
 
-        `run` replays a workload. Arrivals of the passes are the same for all that is asked alike,
-        and come at exactly the rate, as those of so few may be a fifth off. Those of `fresh` runs
-        are others. Where there is a steady state, so many problems come before and after them that
-        the longest stay is over. Else waits grow, and few passes are replayed, or each for itself.
+        `run` replays a workload. Equal questions get equal arrivals, at exactly the rate: those of
+        so few may be a fifth off. `fresh` runs get others. Where there is a steady state, so many
+        problems come before and after the passes that the longest stay is over. Else waits grow,
+        and few passes are replayed, or each for itself.
         """
-        count = posed.problems
+        count = problems.count
         rng = np.random.default_rng([self.seed, 3, 1] if fresh else [self.seed, 3])
-        number = self._passes(count, fresh=fresh)
-        passes = [self._order(count, rng) for _ in range(number)]
+        number = self._number(count, fresh=fresh)
+        passes = [(turn, self._order(count, rng)) for turn in range(number)]
         came = np.cumsum(rng.exponential(1 / self.rate_per_s, number * count))
         came *= number * count / self.rate_per_s / came[-1]
-        turns = list(range(number))
-        lasts, many = self.how(speed)
-        if lasts or not many:
-            return self._together(posed, run, turns, passes, came, extend=lasts)
-        each = np.split(came - came[0], number)
+        settles = self.settles(speed)
+        if settles or not self.has_slack:
+            return self._among_others(problems, run, passes, came, until_steady=settles)
+        each = zip(passes, np.split(came - came[0], number), strict=True)
         return [
-            only
-            for turn, places, own in zip(turns, passes, each, strict=True)
-            for only in self._together(posed, run, [turn], [places], own - own[0], extend=False)
+            alone
+            for own, times in each
+            for alone in self._among_others(
+                problems, run, [own], times - times[0], until_steady=False
+            )
         ]
 
-    def _together(
+    def _among_others(
         self,
-        posed: PosedProblems,
+        problems: RepeatedProblems,
         run: Callable[[ReplayWorkload], Replayed],
-        turns: Sequence[int],
-        passes: Sequence[Ints],
+        passes: Sequence[tuple[int, Ints]],
         came: Floats,
         *,
-        extend: bool,
+        until_steady: bool,
     ) -> list[Replayed]:
-        """Replay passes one after the other, among so many others that the load is steady."""
-        count = posed.problems
+        """Replay passes, each the turn of a draw and an order, one after the other among others."""
+        count = problems.count
         lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
-        most = int(MOST_MORE / max(posed.samples, 1.0))
+        most = int(MOST_MORE / max(problems.samples, 1.0))
         while True:
-            workload = self._among(posed, turns, passes, came, lead, tail)
+            workload = self._workload(problems, passes, came, lead, tail)
             replayed = run(workload)
             staying = min(int(np.ceil(self.rate_per_s * replayed.latency_s.max())), most)
-            if not extend or staying <= min(lead, tail):
+            if not until_steady or staying <= min(lead, tail):
                 break
             lead = tail = min(max(staying, 2 * tail), most)  # it ends soon
         starts = lead + count * np.arange(len(passes))
         return [
             replayed.of_problems(start + np.argsort(places), workload.first)
-            for start, places in zip(starts.tolist(), passes, strict=True)
+            for start, (_, places) in zip(starts.tolist(), passes, strict=True)
         ]
 
-    def _passes(self, count: int, *, fresh: bool) -> int:
+    def _number(self, count: int, *, fresh: bool) -> int:
+        """Return how many passes over so many problems are replayed."""
         least, enough = max(PASSES, -(-FEWEST // count)), -(-ENOUGH // count)
-        if fresh:  # their spread is told by how many there are
+        if fresh:  # more runs tell how far they lie apart
             return max(MOST, min(2 * MOST, 2 * enough))
-        return max(least, min(MOST, enough)) if self.how()[1] else least
+        return max(least, min(MOST, enough)) if self.has_slack else least
 
     def _order(self, count: int, rng: np.random.Generator) -> Ints:
         return np.arange(count) if self.in_order else rng.permutation(count)
 
-    def _among(
+    def _workload(
         self,
-        posed: PosedProblems,
-        turns: Sequence[int],
-        passes: Sequence[Ints],
+        problems: RepeatedProblems,
+        passes: Sequence[tuple[int, Ints]],
         came: Floats,
         lead: int,
         tail: int,
     ) -> ReplayWorkload:
         """Return the passes with so many problems before and after them, at their arrivals."""
-        count = posed.problems
+        count = problems.count
         before, early_s = self._others(count, lead, 9)
         after, late_s = self._others(count, tail, 10)
-        places = np.concatenate([before[::-1], *passes, after])
-        each = np.zeros(len(places), dtype=np.int64)
-        each[lead : lead + len(passes) * count] = np.repeat(turns, count)
+        if self.in_order:
+            before = count - 1 - before  # the last of a pass is the nearest
+        places = np.concatenate([before[::-1], *(own for _, own in passes), after])
+        turns = np.zeros(len(places), dtype=np.int64)
+        turns[lead : lead + len(passes) * count] = np.repeat([turn for turn, _ in passes], count)
         arrivals = np.concatenate([-early_s[::-1], came, came[-1] + late_s])
-        return replace(posed.at(each, places), arrivals=arrivals - arrivals[0])
+        return replace(problems.at(turns, places), arrivals=arrivals - arrivals[0])
 
     def _others(self, count: int, number: int, salt: int) -> tuple[Ints, Floats]:
         """Return who comes beside the passes, and how far from them, the nearest first."""
@@ -197,6 +203,4 @@ class Stream:
         gaps = np.cumsum(rng.exponential(1 / self.rate_per_s, number))
         rng = np.random.default_rng([self.seed, salt, 1])
         whole = [self._order(count, rng) for _ in range(-(-number // count))]
-        if self.in_order and salt == 9:
-            whole = [each[::-1] for each in whole]
         return np.concatenate([np.zeros(0, dtype=np.int64), *whole])[:number], gaps

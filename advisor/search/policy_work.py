@@ -22,7 +22,7 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, RecordedRun
-from advisor.forecast.stream import PosedProblems
+from advisor.forecast.stream import RepeatedProblems
 from advisor.replay.draws import (
     exact_half_width,
     of_other_draws,
@@ -105,10 +105,10 @@ class PolicyWork:
         counts = [len(problem.samples) for problem in self._problems(pool)]
         return part_drawn(counts, pool.most_samples(policy))
 
-    def posed(self, pool: Pool, policy: Policy) -> PosedProblems:
-        """Return the draws of the problems, to be posed in any order."""
-        name = ("posed", *self._drawn_alike(pool, policy))
-        return self._once(name, lambda: PosedProblems(self.problems(pool, policy)))
+    def repeated(self, pool: Pool, policy: Policy) -> RepeatedProblems:
+        """Return the draws of the problems, which come again and again in a stream."""
+        name = ("repeated", *self._drawn_alike(pool, policy))
+        return self._once(name, lambda: RepeatedProblems(self.problems(pool, policy)))
 
     @staticmethod
     def _drawn_alike(pool: Pool, policy: Policy) -> tuple[Hashable, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.evidence.features import Features
 from advisor.evidence.runs import RecordedProblem
-from advisor.forecast.stream import PosedProblems, Stream
+from advisor.forecast.stream import RepeatedProblems, Stream
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
@@ -179,7 +179,8 @@ class CandidateReplays:
                 run = partial(self._each, came, cost, candidate, sent=on)
                 return self._once(candidate, ("sent", rate_per_s, speed), run)
             run = partial(self._passes, stream, kind.policy, cost, candidate, speed=speed)
-            return self._once(candidate, ("open", rate_per_s, speed, *stream.how(speed)), run)
+            how = rate_per_s, speed, stream.settles(speed), stream.has_slack
+            return self._once(candidate, ("open", *how), run)
 
         first = at(1.0)
         limits = limits_of(candidate.engine, candidate.facts, workloads[0], self._models)
@@ -275,11 +276,13 @@ class CandidateReplays:
         again: Sequence[Sequence[RecordedProblem]] | None = None,
     ) -> list[Replayed]:
         """Replay passes over the problems at a rate, or fresh runs of those drawn `again`."""
-        posed = self.policy_work.posed(candidate.pool, policy)
-        if again is not None:
-            posed = PosedProblems(again)
-        run = partial(self._replay, cost=cost(), candidate=candidate)
-        return stream.runs(posed, run, speed=speed, fresh=again is not None)
+        fresh, run = again is not None, partial(self._replay, cost=cost(), candidate=candidate)
+        problems = (
+            self.policy_work.repeated(candidate.pool, policy)
+            if again is None
+            else RepeatedProblems(again)
+        )
+        return stream.runs(problems, run, speed=speed, fresh=fresh)
 
     def _stream(self, row: int, rate_per_s: float, policy: Policy) -> Stream:
         return Stream(
@@ -296,7 +299,7 @@ class CandidateReplays:
             pool, policy = candidate.pool, candidate.policy
             cost = _cost(self.model.law(candidate.engine), candidate)
             self._capacities[row] = capacity_per_s(
-                partial(self.policy_work.posed(pool, policy).passes, seed=self.policy_work.seed),
+                partial(self.policy_work.repeated(pool, policy).passes, seed=self.policy_work.seed),
                 partial(self._replay, cost=cost, candidate=candidate),
                 problems=len(self.space.problem_ids),
                 draws=len(self.policy_work.problems(pool, policy)),

@@ -21,7 +21,7 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
-from advisor.forecast.stream import PosedProblems, Stream
+from advisor.forecast.stream import RepeatedProblems, Stream
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
     MOST,
@@ -316,12 +316,10 @@ class Replays:
 
     def _replay(self, *, extrapolated: bool) -> None:
         """Replay all draws at the usual, the slow and the fast speed."""
-        self.shown = self._run(self.workloads[0], 1.0, log=True)
-        if self.stream is None:
-            others = [self._run(workload, 1.0) for workload in self.workloads[1:]]
-            self.runs = [self.shown, *others]
-        else:
-            self.runs = self._all(log=True)
+        self.runs = self._all(log=True)
+        self.shown = self.runs[0]
+        if self.stream is not None:  # a run that begins and ends
+            self.shown = self._run(self.workloads[0], 1.0, log=True)
         inside = self.times.within(self.runs) and not self.smaller
         self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
         self.outside = extrapolated or self.crowded or not inside
@@ -340,9 +338,8 @@ class Replays:
         """Replay the draws where steps take `factor` times as long. The first keeps the `log`."""
         run = partial(self._run, factor=factor, cost=cost, replicas=replicas)
         if self.stream is None:
-            return [run(workload) for workload in self.workloads]
-        posed = self._posed_draws(self.loads)
-        first, *more = self.stream.runs(posed, partial(run, log=log), speed=factor)
+            return [run(each, log=log and not at) for at, each in enumerate(self.workloads)]
+        first, *more = self.stream.runs(self._drawn, partial(run, log=log), speed=factor)
         return [first, *(replace(each, log=None) for each in more)]
 
     def _fresh_runs(self) -> list[Replayed]:
@@ -355,13 +352,13 @@ class Replays:
             return []
         if self.stream is None:
             return [self._run(workload, 1.0) for workload in self.redrawn]
-        loads = self.loads
+        problems = self._drawn
         if self.samples_drawn:
             counts, seed = [self.drawn] * len(self.ids), self.question.seed
             each = [with_drawn_again(loads, counts, seed) for loads in self.recorded_loads]
-            loads = [each[number % len(each)][number] for number in range(MOST)]
-        run = partial(self._run, factor=1.0)
-        return self.stream.runs(self._posed_draws(loads), run, fresh=True)
+            again = [each[number % len(each)][number] for number in range(MOST)]
+            problems = self._repeated(again)
+        return self.stream.runs(problems, partial(self._run, factor=1.0), fresh=True)
 
     def _draws(self) -> list[list[RecordedProblem]]:
         each, seed = self.recorded_loads, self.question.seed
@@ -517,7 +514,7 @@ class Replays:
     def capacity_per_s(self) -> float:
         """How many problems a second are served while problems never run out."""
         return capacity_per_s(
-            partial(self._posed_draws(self.loads).passes, seed=self.question.seed),
+            partial(self._drawn.passes, seed=self.question.seed),
             partial(self._run, factor=1.0),
             problems=len(self.ids),
             draws=len(self.loads),
@@ -525,8 +522,12 @@ class Replays:
             slots=self.limits.max_num_seqs,
         )
 
-    def _posed_draws(self, draws: Sequence[Sequence[RecordedProblem]]) -> PosedProblems:
-        return PosedProblems(draws, prompt_block_tokens=self.block_tokens)
+    @cached_property
+    def _drawn(self) -> RepeatedProblems:
+        return self._repeated(self.loads)
+
+    def _repeated(self, draws: Sequence[Sequence[RecordedProblem]]) -> RepeatedProblems:
+        return RepeatedProblems(draws, prompt_block_tokens=self.block_tokens)
 
     def batch(self, count: int, concurrency: int | None) -> BatchRun:
         """Return a batch of so many problems that are sent at once, or so many at a time.
@@ -561,14 +562,14 @@ class Replays:
     def _posed(self, count: int, number: int, *, fresh: bool = False) -> ReplayWorkload:
         """Return so many problems in a random order, with samples drawn, in `fresh` ones again."""
         loads = self.recorded_loads[number % len(self.recorded_loads)]
-        posed = self._posed_draws([loads])
+        repeated = self._repeated([loads])
         rng = np.random.default_rng([self.question.seed, 3 * MOST, number, fresh])
         problems = []
         for place in range(count):
             turn, within = divmod(place, len(loads))
             if within == 0:
                 order = rng.permutation(len(loads))
-            load = posed.again(loads[order[within]], turn)
+            load = repeated.again(loads[order[within]], turn)
             have = len(load.samples)
             if not self.as_sent and (fresh or have > self.drawn):
                 drawn = rng.choice(have, self.drawn, replace=fresh)
