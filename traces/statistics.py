@@ -25,7 +25,6 @@ ENDS = 0.5 - LEVEL / 2, 0.5 + LEVEL / 2  # of an interval, as quantiles
 ROUNDING = 1e-9  # share by which numbers may differ that are equal but for the order of sums
 Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative
 REPLICATES = 2000
-_FEW_CELLS = 4_000_000  # weights that are kept as floats
 _CHUNK_CELLS = 1_000_000
 MANY = 5_000  # problems from which a mean is normal, and no bootstrap tells more
 _BLOCKS = 2_000  # of problems, that are drawn together where there are more than `MANY`
@@ -124,7 +123,7 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
     if finite.size > MANY:
         estimate = _normal(finite, unit)
         return estimate if signed else estimate.at_least(0.0)
-    draws = _weighted_sums(finite) / finite.size
+    draws = _weighted_sums(finite)[0] / finite.size
     estimate = _estimate(
         float(finite.sum() / finite.size),
         draws,
@@ -244,7 +243,7 @@ def ratio(
     above, below = _both(numerators, denominators)
     if not below.size or below.sum() == 0:
         return None
-    draws, value = _divide(_weighted_sums(above), _weighted_sums(below)), above.sum() / below.sum()
+    draws, value = _divide(*_weighted_sums(above, below)), above.sum() / below.sum()
     skew = skew_of_mean(above - value * below)
     estimate = _estimate(float(value), draws, below.size, unit, skew=skew, positive=True)
     if estimate.high is not None and (above <= below).all():  # a share
@@ -558,9 +557,9 @@ def drawn(
     owners = np.arange(values.size) if problems is None else problems
     size = int(owners.max()) + 1
     if q is None:
-        sums = _weighted_sums(np.bincount(owners, weights=values, minlength=size).astype(float))
+        sums: Floats = np.bincount(owners, weights=values, minlength=size).astype(float)
         counts: Floats = np.bincount(owners, minlength=size).astype(float)
-        draws = _divide(sums, _weighted_sums(counts))
+        draws = _divide(*_weighted_sums(sums, counts))
         return Drawn(value=float(values.mean()), draws=draws, problems=size)
     order = np.argsort(values, kind="stable")
     drawn_of, blocks = owners[order], size
@@ -664,15 +663,14 @@ def _ranked(
     return np.asarray(values[np.minimum(places, last)], dtype=float)
 
 
-@lru_cache(maxsize=4)
-def _weights(size: int) -> NDArray[np.int32] | Floats:
+@lru_cache(maxsize=3)
+def _weights(size: int) -> Floats:
     """Return how often each of `size` problems is drawn, one row per replicate.
 
-    As floats where these are few: every product would convert whole numbers anew.
+    They are floats, since every product would convert whole numbers anew.
     """
     rng = np.random.default_rng(size)
-    few = REPLICATES * size <= _FEW_CELLS
-    counts = np.empty((REPLICATES, size), dtype=np.float64 if few else np.int32)
+    counts = np.empty((REPLICATES, size))
     rows = max(1, _CHUNK_CELLS // size)
     for start in range(0, REPLICATES, rows):
         chunk = counts[start : start + rows]
@@ -693,14 +691,13 @@ def _block_of(size: int) -> NDArray[np.intp]:
     return np.asarray(blocks)
 
 
-def _weighted_sums(values: Floats) -> Floats:
-    if values.size > MANY:
-        sums = np.bincount(_block_of(values.size), weights=values, minlength=_BLOCKS)
-        values = sums.astype(float)
-    weights = _weights(values.size)
-    rows = max(1, _CHUNK_CELLS // values.size)
-    chunks = [weights[start : start + rows] @ values for start in range(0, len(weights), rows)]
-    return np.asarray(np.concatenate(chunks), dtype=float)
+def _weighted_sums(*values: Floats) -> list[Floats]:
+    """Return the sums of each of some values of problems [problems], one a replicate."""
+    each = np.stack(values)
+    if (size := each.shape[1]) > MANY:
+        block = _block_of(size)
+        each = np.stack([np.bincount(block, weights=own, minlength=_BLOCKS) for own in each])
+    return list(each @ _weights(each.shape[1]).T)
 
 
 def _divide(above: Floats, below: Floats) -> Floats:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from advisor.accuracy.samples import FEWEST, ProblemSamples
-from advisor.evidence.runs import RecordedProblem
 from traces.errors import RecordingError, TtscopeError
 from traces.recording.reader import Recording
 from traces.schema.tts.stop_rules import (
@@ -142,7 +141,7 @@ class ReplayedOrder:
 
         run, problems, n = self.run, self.run.problems, len(block)
         loads = [
-            RecordedProblem.of(each, [each.samples[place] for place in block])
+            replace(each, samples=tuple(each.samples[place] for place in block))
             for each in problems.values()
         ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None

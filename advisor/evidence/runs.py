@@ -57,39 +57,16 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ProblemRun:
-    """One problem as one run answered it; `latency_s` is from arrival to decision.
-
-    `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
-    `shared_tokens` of it other problems begin with (None: what it found there, or as much as is
-    usual where it found nothing); `prompt_blocks` name its blocks where an import tells them.
-    `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
-    there. `indices` are the samples' own. `front_end_s` is what a server's front end took of it
-    (live/front_end_time.py). `server` is its place among those that were watched together.
-    """
-
-    problem_id: str
-    arrival_ns: int | None
-    prompt_tokens: int
-    cached_tokens: int
-    latency_s: float
-    samples: tuple[Sample, ...]
-    indices: tuple[int, ...]
-    shared_tokens: int | None = None
-    prompt_blocks: tuple[int, ...] = ()
-    group: str | None = None
-    front_end_s: float = 0.0
-    server: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class RecordedProblem:
     """One problem: its prompt, what of it was in the cache and others begin with, its samples.
 
-    `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
-    `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
-    `front_end_s` is what a server's front end takes of it, beside its engine. `server` is the
-    engine that it goes to, where that is known.
+    `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
+    `shared_tokens` of it other problems begin with (None: what it found there, or as much as is
+    usual where it found nothing). `prompt_blocks` name the prompt's blocks where they are told:
+    equal names are equal prefixes. `route` is its own table of samples, packed
+    (traces/schema/tts/routes.py), 0 without one. `front_end_s` is what a server's front end takes
+    of it, beside its engine (live/front_end_time.py). `server` is the engine that it goes to, its
+    place among those that were watched together, where that is known.
     """
 
     prompt_tokens: int
@@ -101,18 +78,22 @@ class RecordedProblem:
     front_end_s: float = 0.0
     server: int | None = None
 
-    @classmethod
-    def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
-        """Return a recorded problem with some of its samples."""
-        return cls(
-            prompt_tokens=problem.prompt_tokens,
-            cached_tokens=problem.cached_tokens,
-            samples=samples,
-            shared_tokens=problem.shared_tokens,
-            prompt_blocks=problem.prompt_blocks,
-            front_end_s=problem.front_end_s,
-            server=problem.server,
-        )
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProblemRun(RecordedProblem):
+    """One problem as one run answered it; `latency_s` is from arrival to decision.
+
+    `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
+    there. `indices` are the samples' own.
+    """
+
+    problem_id: str
+    arrival_ns: int | None
+    latency_s: float
+    samples: tuple[Sample, ...]
+    indices: tuple[int, ...]
+    prompt_blocks: tuple[int, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,15 +372,27 @@ def with_beginnings(
     that computed what the later ones as a rule found.
     """
     found = [problem.cached_tokens for problem in problems.values()]
+    prompts = [problem.prompt_tokens for problem in problems.values()]
+    shared = beginnings(found, prompts, engine)
+    return {
+        name: replace(problem, shared_tokens=each)
+        for (name, problem), each in zip(problems.items(), shared, strict=True)
+    }
+
+
+def beginnings(
+    found: Sequence[int], prompt_tokens: Sequence[int], engine: EngineConfig
+) -> list[int]:
+    """Return the tokens that each prompt and others begin with, in the order in which they came.
+
+    `found` are those that each had in the cache (`with_beginnings`).
+    """
     begun = next((place for place, each in enumerate(found) if each), len(found))
     later = sorted(found[begun:])
     usual = later[len(later) // 2] if later else 0
     shared = [usual] * min(engine.data_parallel_size, begun)
     shared += found[len(shared) :]
-    return {
-        name: replace(problem, shared_tokens=min(each, problem.prompt_tokens - 1))
-        for (name, problem), each in zip(problems.items(), shared, strict=True)
-    }
+    return [min(each, prompt - 1) for each, prompt in zip(shared, prompt_tokens, strict=True)]
 
 
 MOST_DRAWN = 100_000  # samples of a curve

@@ -38,9 +38,9 @@ def capacity_per_s(
     `concurrency`. Problems come as fast as the engines take their samples, so that these are always
     full. What counts begins when all problems of the start are decided and is as long as whole
     passes: a full engine serves as many problems as its time is shared by. Without a limit on what
-    runs, of `slots` on an engine, all problems are in flight.
+    runs, of `slots` on an engine, all problems are in flight. More than any stream has is none.
     """
-    if slots is None:
+    if slots is None or slots > MOST:
         return _of_all(stream, serve, problems)
     passes, pass_size = 2, problems * (draws if problems * draws <= ENOUGH else 1)
     while True:

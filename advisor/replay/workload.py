@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from advisor.evidence.runs import RecordedProblem
 from advisor.replay.simulation.state import NONE
@@ -288,32 +287,34 @@ def _levels(loads: Sequence[RecordedProblem]) -> Segments:
     lengths. One that nobody computed is in the cache beforehand: the engine had served others. What
     few found, as the next turn of a chat does, each of them finds when it comes.
     """
-    found = [min(load.cached_tokens, load.prompt_tokens - 1) for load in loads]
-    hits = sorted(filter(None, found))
-    usual = hits[len(hits) // 2] if hits else 0
-    shared = [
-        (each or min(usual, load.prompt_tokens - 1))
-        if load.shared_tokens is None
-        else min(load.shared_tokens, load.prompt_tokens - 1)
-        for load, each in zip(loads, found, strict=True)
-    ]
-    least = max(2.0, COMMON * len(loads))
-    uses = Counter(filter(None, shared))
-    levels = sorted(length for length, count in uses.items() if count >= least)
-    path: list[int] = []
-    first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
-    before = list(levels)  # up to where the cache has them beforehand
-    for load, own, common in zip(loads, found, shared, strict=True):
-        reached = bisect_right(levels, common)
-        for level in range(bisect_right(levels, own), reached):  # it computed them
-            before[level] = starts[level]
-        path += [*range(reached), len(ends)]
-        start = levels[reached - 1] if reached else 0
-        starts.append(start)
-        ends.append(load.prompt_tokens - 1)
-        before.append(max(own, start))
-        first.append(len(path))
-    return _arrays(first, path, starts, ends, before)
+    last = np.array([load.prompt_tokens - 1 for load in loads], dtype=np.int64)
+    found = np.minimum(np.array([load.cached_tokens for load in loads], dtype=np.int64), last)
+    hits = np.sort(found[found != 0])
+    usual = hits[len(hits) // 2] if len(hits) else 0
+    told = np.array(
+        [NONE if load.shared_tokens is None else load.shared_tokens for load in loads],
+        dtype=np.int64,
+    )
+    shared = np.minimum(np.where(told == NONE, np.where(found != 0, found, usual), told), last)
+    lengths, uses = np.unique(shared[shared != 0], return_counts=True)
+    levels = lengths[uses >= max(2.0, COMMON * len(loads))]
+    starts = np.concatenate([[0], levels[:-1]])[: len(levels)]
+    reached = np.searchsorted(levels, shared, side="right")
+    had = np.searchsorted(levels, found, side="right")
+    places = np.arange(len(levels))[:, None]
+    computed = ((had <= places) & (places < reached)).any(axis=1)
+    start = np.concatenate([[0], levels])[reached]
+    first = np.concatenate([[0], np.cumsum(reached + 1)])
+    path = np.arange(first[-1]) - np.repeat(first[:-1], reached + 1)
+    path[first[1:] - 1] = len(levels) + np.arange(len(loads))  # its own rest
+    return _arrays(
+        first,
+        path,
+        np.concatenate([starts, start]),
+        np.concatenate([levels, last]),
+        # up to where the cache has them beforehand
+        np.concatenate([np.where(computed, starts, levels), np.maximum(found, start)]),
+    )
 
 
 def _segments(
@@ -393,7 +394,7 @@ def _chains(
 
 
 def _arrays(
-    first: list[int], path: list[int], starts: list[int], ends: list[int], found: list[int]
+    first: ArrayLike, path: ArrayLike, starts: ArrayLike, ends: ArrayLike, found: ArrayLike
 ) -> Segments:
     return {
         "first_segment": np.array(first, dtype=np.int64),

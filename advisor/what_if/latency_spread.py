@@ -15,7 +15,7 @@ import numpy as np
 from advisor.evidence.features import reads_of
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedProblem, RecordedRun
+from advisor.evidence.runs import RecordedRun
 from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
@@ -69,8 +69,7 @@ def replay_recorded(
     Where its problems came by the clock the machine has the `pace` of each moment.
     """
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
-    loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
-    workload = ReplayWorkload.from_loads(loads, arrivals)
+    workload = ReplayWorkload.from_loads([*run.problems.values()], arrivals)
     return replay(
         workload,
         linear_cost(seconds, reads_of(facts), most),

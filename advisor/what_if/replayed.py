@@ -20,7 +20,7 @@ from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample, rate_under_load
+from advisor.evidence.runs import RecordedProblem, RecordedRun, rate_under_load
 from advisor.forecast.stream import RepeatedProblems, Stream
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
@@ -398,18 +398,16 @@ class Replays:
 
     def _load(self, source: RecordedRun, name: str) -> RecordedProblem:
         problem = source.problems[name]
-        samples: tuple[Sample, ...] = problem.samples
         if self.engine.speculative is not None and any(
-            sample.advance is None for sample in samples
+            sample.advance is None for sample in problem.samples
         ):
             raise UsageError(
                 f"{source.recording}: does not say how drafts went per sample. Record again"
             )
-        load = RecordedProblem.of(problem, samples)
         stop = self._stop_for(problem.group)
         if stop is None or stop.rule != ROUTED:
-            return load
-        return replace(load, route=stop.value)
+            return problem
+        return replace(problem, route=stop.value)
 
     def _arrivals(self, own: RecordedRun) -> Floats | None:
         self.hours = self._hours(own)

@@ -44,13 +44,12 @@ def with_front_end(
     timed_runs = []
     for run in runs:
         key = recording.engine_key(run.engine)
-        if run.drawn:
-            took = _mean_of(windows.get(key))
-            each = dict.fromkeys(run.problems, took)
-        else:
-            window = windows.get(key)
-            step_s = _step_of(recording, run, windows) if window is None else _mean_step(window)
-            each = _of_spans(recording, key, run, step_s)
+        if run.drawn:  # as they are drawn
+            timed_runs.append(run)
+            continue
+        window = windows.get(key)
+        step_s = _step_of(recording, run, windows) if window is None else _mean_step(window)
+        each = _of_spans(recording, key, run, step_s)
         problems = {
             name: replace(problem, front_end_s=each.get(name, 0.0))
             for name, problem in run.problems.items()
@@ -156,10 +155,8 @@ def _mean_step(window: Window) -> float:
     return _mean(window, ITL) or 0.0
 
 
-def _mean_of(window: Window | None) -> float:
-    """Return the mean of what the front end took, 0 where /metrics does not tell it."""
-    if window is None:
-        return 0.0
+def mean_front_end(window: Window) -> float:
+    """Return the mean seconds that the front end took, 0 where /metrics does not tell it."""
     ttft, waited, computed = (_mean(window, name) for name in (TTFT, QUEUE, PREFILL))
     if ttft is None or waited is None or computed is None:
         return 0.0

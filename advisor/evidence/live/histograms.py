@@ -15,6 +15,7 @@ the times between tokens add up to seconds in a second.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +24,8 @@ import polars as pl
 
 from advisor.evidence.features import Features, Reads, features_of, work_of_steps
 from advisor.evidence.live.drafts import drafts_of
-from advisor.evidence.runs import (
-    ProblemRun,
-    RecordedRun,
-    Sample,
-    arrival_rate,
-    with_beginnings,
-)
+from advisor.evidence.live.front_end_time import mean_front_end
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, arrival_rate, beginnings
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
     ASKED_TOKENS,
@@ -224,6 +220,8 @@ def drawn_traffic(
         cached = (window.total(HIT_TOKENS) or 0.0) * _tokens_of_a_hit(window)
     counted = float(firsts.counts.sum()) if firsts is not None else 0.0
     hits = round(cached * len(arrivals) / max(counted, 1.0))  # more may wait than began
+    names = [f"{recording}.{key}.{place}" for place in range(len(arrivals))]
+    front_end_s = mean_front_end(window)
     runs = []
     for draw in range(DRAWS):
         rng = np.random.default_rng([draw, len(arrivals)])
@@ -234,26 +232,35 @@ def drawn_traffic(
         if most is not None:
             output = _within(prompt, output, most, rng)
         found = spread_evenly(hits, np.maximum(prompt.astype(np.int64) - 1, 0), engine)
-        problems = {}
-        for place, (arrival, asked, made, own) in enumerate(
-            zip(arrivals, prompt, output, found, strict=True)
-        ):
-            name = f"{recording}.{key}.{place}"
-            problems[name] = ProblemRun(
+        asked = prompt.astype(np.int64).tolist()
+        problems = {
+            name: ProblemRun(
                 problem_id=name,
-                arrival_ns=int(arrival),
-                prompt_tokens=int(asked),
-                cached_tokens=int(own),
-                latency_s=float("nan"),
-                samples=(Sample(output_tokens=int(made), answer=None, correct=None),),
+                arrival_ns=arrival,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=cached_tokens,
+                shared_tokens=shared_tokens,
+                latency_s=math.nan,
+                samples=(Sample(output_tokens=made, answer=None, correct=None),),
                 indices=(0,),
+                front_end_s=front_end_s,
             )
+            for name, arrival, prompt_tokens, cached_tokens, shared_tokens, made in zip(
+                names,
+                arrivals.tolist(),
+                asked,
+                found.tolist(),
+                beginnings(found.tolist(), asked, engine),
+                output.astype(np.int64).tolist(),
+                strict=True,
+            )
+        }
         runs.append(
             RecordedRun(
                 recording=recording,
                 engine=engine,
                 policy=AS_SENT,
-                problems=with_beginnings(problems, engine),
+                problems=problems,
                 concurrency=None,
                 rate_per_s=arrival_rate(arrivals[arrivals > window.times[0]].tolist()),
                 drawn=True,
