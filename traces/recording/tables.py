@@ -63,6 +63,7 @@ PROBLEMS: _Columns = {
     "engine": TEXT,
     "policy": TEXT,
     "group": TEXT,  # level or data set
+    "session": TEXT,  # of which it is a turn
     "prompt_tokens": TOKENS,
     "cached_prompt_tokens": TOKENS,
     "prompt_blocks": NAMES,  # of imports that tell them: equal names are equal prefixes

@@ -40,6 +40,7 @@ REQUESTS: dict[str, pl.DataType] = {
     "cached_tokens": pl.Int64(),
     "error": pl.Utf8(),
     "prompt_blocks": pl.List(pl.Int64),
+    "session": pl.Utf8(),
 }
 
 
@@ -47,7 +48,8 @@ class Request(NamedTuple):
     """A row of a frame of requests; times are nanoseconds, None is what the file does not tell.
 
     `place` is the number of its line, or of its place in a list. Equal `prompt_blocks` are equal
-    stretches of prompt. With an `error` it has neither end nor, perhaps, output.
+    stretches of prompt. With an `error` it has neither end nor, perhaps, output. Requests of equal
+    `session` are turns of it.
     """
 
     place: int
@@ -59,6 +61,7 @@ class Request(NamedTuple):
     cached_tokens: int | None = None
     error: str | None = None
     prompt_blocks: list[int] | None = None
+    session: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,7 @@ from traces.foreign.requests.reader import (
     nanoseconds,
     token_count,
 )
-from traces.foreign.source import ArrayStream, decode, head_of
+from traces.foreign.source import ArrayStream, decode, head_of, own_name
 from traces.foreign.values import Field, finite
 from traces.recording.tables import MOST_TOKENS
 
@@ -49,6 +49,7 @@ class AgentSession(RowReader):
         if size is None:
             raise OutcomesError(f"{self._path}: block_size is no number of tokens")
         self.facts.block_tokens = size
+        self._session = own_name(self._path)
         self._models: dict[str, int] = {}
         yield from self.skipped.kept(self._rows(), self._request, "requests")
         if len(self._models) > 1:
@@ -87,7 +88,9 @@ class AgentSession(RowReader):
         if isinstance(model, str):
             self._models[model] = self._models.get(model, 0) + 1
             self.facts.model = self.facts.model or model
-        return Request(place, prompt, output, arrival, end=end, prompt_blocks=blocks)
+        return Request(
+            place, prompt, output, arrival, end=end, prompt_blocks=blocks, session=self._session
+        )
 
     def _blocks(self, row: dict[str, Any], prompt_tokens: int, place: int) -> list[int] | None:
         """Return the names of the prompt's blocks with one for its rest, None where not told."""
