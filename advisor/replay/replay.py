@@ -87,6 +87,7 @@ def replay(
     """Replay a workload on engines whose steps take what `cost` says.
 
     With `concurrency`, so many problems are in flight and the next arrives when one is decided.
+    Where the workload has `turns`, so many sessions are.
     With a `reserve`, the next arrives when fewer samples than that wait for an engine, and it ends
     when none is left: problems that were not decided by then have no latency. Without both, they
     come at their arrivals, or later, as `at_once` samples are in flight at most: clients wait for
@@ -106,6 +107,8 @@ def replay(
         raise ValueError("not every problem has an engine to go to")
     if sum(each is not None for each in (concurrency, reserve, workload.arrivals)) != 1:
         raise ValueError("give either concurrency, a reserve or a workload with arrivals")
+    if reserve is not None and workload.turns is not None:
+        raise ValueError("turns of sessions come after one another, not by a reserve")
     count = len(workload.prompt_tokens)
     size = limits.block_size
     blocks = UNLIMITED if limits.num_blocks is None else limits.num_blocks
@@ -127,6 +130,7 @@ def replay(
         together=replicas.together,
         reserve=reserve or 0,
         at_once=at_once or 0,
+        roots=len(workload.first) - 1 if workload.turns is None else workload.turns.sessions,
         keep_longest=needs_longest(cost),
         window=cost.reads.window,
         chunked=cost.reads.chunked,
@@ -142,7 +146,9 @@ def replay(
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
     front = workload.front_end_s
     if workload.arrivals is not None:
-        front = np.sort(workload.arrivals + front) - workload.arrivals
+        begun = len(workload.arrivals)
+        came = np.sort(workload.arrivals + front[:begun]) - workload.arrivals
+        front = np.concatenate([came, front[begun:]])
     found = _replayed(world, makespan, noted if log else None, front)
     return found if pace is None else found.by_clock(pace)
 
@@ -205,8 +211,15 @@ def _problems(workload: ReplayWorkload) -> npt.NDArray[np.void]:
     problems["answer"] = workload.first_answer[:-1]
     problems["answers"] = np.diff(workload.first_answer)
     problems["decided"], problems["decided_by"], problems["route"] = np.nan, NONE, workload.route
+    for name in ("follower", "companion", "sibling"):
+        problems[name] = NONE
+    problems["root"], problems["left"] = np.arange(len(problems)), 1
+    if workload.turns is not None:
+        workload.turns.put_into(problems)
     if workload.arrivals is not None:  # who would overtake others takes their place
-        problems["arrival"] = np.sort(workload.arrivals + workload.front_end_s)
+        begun = len(workload.arrivals)
+        came = np.sort(workload.arrivals + workload.front_end_s[:begun])
+        problems["arrival"][:begun] = came
     return problems
 
 

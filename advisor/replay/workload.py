@@ -58,6 +58,32 @@ class SampleArrays:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Turns:
+    """Which problem comes after which: the first `sessions` of them begin one, the others follow.
+
+    Per problem, [problems]: its session; the turn `after` which it comes, an earlier one of its
+    session (NONE of the first); whether it comes `after_s` seconds after that one was sent, `beside`
+    it, or after its answer.
+    """
+
+    sessions: int
+    session: Ints
+    after: Ints
+    beside: Bools
+    after_s: Floats
+
+    def put_into(self, problems: npt.NDArray[np.void]) -> None:
+        """Write them into records of PROBLEM."""
+        problems["root"], problems["after_s"] = self.session, self.after_s
+        problems["left"] = 0
+        problems["left"][: self.sessions] = np.bincount(self.session, minlength=self.sessions)
+        for turn in range(len(problems) - 1, self.sessions - 1, -1):
+            kin = "companion" if self.beside[turn] else "follower"
+            problems["sibling"][turn] = problems[kin][self.after[turn]]
+            problems[kin][self.after[turn]] = turn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReplayWorkload:
     """Problems in the order of their arrival, with their samples.
 
@@ -71,7 +97,8 @@ class ReplayWorkload:
     up to `segment_found` when it is first used, as others had it before. `route` are the problems'
     own tables of samples, packed, 0 without one. `front_end_s` is what a server's front end takes
     of a problem's requests, beside its engine. `server` is the engine that a problem goes to (None:
-    not known of all).
+    not known of all). `turns` say which problems come after others, None where each comes by
+    itself.
     """
 
     first: Ints
@@ -92,6 +119,7 @@ class ReplayWorkload:
     route: Floats
     front_end_s: Floats
     server: Ints | None = None
+    turns: Turns | None = None
 
     @classmethod
     def from_loads(
@@ -209,15 +237,21 @@ class ReplayWorkload:
             route=self.route[places],
             front_end_s=self.front_end_s[places],
             server=None if self.server is None else self.server[places],
+            turns=None,
         )
 
     def in_machine_time(self, pace: Pace) -> ReplayWorkload:
         """Return the same with what comes by the clock in the machine's own time."""
+        if self.turns is not None:
+            after_s = self.turns.after_s / pace.mean
+            self = replace(self, turns=replace(self.turns, after_s=after_s))
         if self.arrivals is None:
             return replace(self, front_end_s=self.front_end_s / pace.mean)
         arrivals = pace.in_machine_time(self.arrivals)
-        after = pace.in_machine_time(self.arrivals + self.front_end_s)
-        return replace(self, arrivals=arrivals, front_end_s=after - arrivals)
+        begun = len(arrivals)
+        after = pace.in_machine_time(self.arrivals + self.front_end_s[:begun]) - arrivals
+        later = self.front_end_s[begun:] / pace.mean
+        return replace(self, arrivals=arrivals, front_end_s=np.concatenate([after, later]))
 
     def segment_blocks(self, block_size: int) -> tuple[Ints, Ints]:
         """Return the blocks of each segment, and how many of them the cache has beforehand."""

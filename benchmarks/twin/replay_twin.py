@@ -6,6 +6,7 @@ list of chores, done one after the other before an engine's next step.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +67,7 @@ def naive_replay(
     together=False,
     reads=ALL,
     recorded=ANY,
+    turns=None,
 ):
     size, k = limits.block_size, int(limits.speculative)
     host_seconds = seconds[[FEATURES.index(name) for name in HOST_WORK]]
@@ -78,7 +80,16 @@ def naive_replay(
     ttft, ends, generated, answers, cached = {}, {}, {}, {}, {}
     policies, slots = {}, {}
     count = {"steps": 0, "preempted": 0, "busy": 0.0, "beyond": 0.0, "next": 0, "turn": 0}
-    doomed = []
+    doomed, coming = [], []
+    roots = len(loads) if turns is None else turns.sessions
+    session = range(len(loads)) if turns is None else turns.session.tolist()
+    left = Counter(session)
+
+    def send_after(p, since, *, beside):
+        """Put what comes after a turn among those that come, with their times."""
+        for turn in range(roots, len(loads)):
+            if turns.after[turn] == p and turns.beside[turn] == beside:
+                coming.append((since + turns.after_s[turn], turn))
 
     def key(slot, block):
         shared = keys[slot.problem]
@@ -112,10 +123,11 @@ def naive_replay(
             slots[number] = slot
             at.waiting.append(slot)
 
-    def arrive(now, owing=None):
-        p = count["next"]
-        count["next"] += 1
+    def arrive(now, owing=None, turn=None):
+        p = count["next"] if turn is None else turn
+        count["next"] += turn is None
         arrival[p] = now if owing is None else now + float(owing.owed() @ host_seconds)
+        send_after(p, arrival[p], beside=True)
         if policy is None:
             choose(p, now, range(len(loads[p].samples)))
         else:
@@ -334,17 +346,23 @@ def naive_replay(
 
     def decided(engine, p, now):
         latency[p] = now + float(engine.owed() @ host_seconds) - arrival[p]
-        if concurrency is not None and count["next"] + len(new_problems) < len(loads):
+        send_after(p, arrival[p] + latency[p], beside=False)
+        left[session[p]] -= 1
+        more = count["next"] + len(new_problems) < roots
+        if concurrency is not None and left[session[p]] == 0 and more:
             new_problems.append(now)
 
     new_problems, waiting_draws = [], []
-    for _ in range(min(concurrency or 0, len(loads))):
+    for _ in range(min(concurrency or 0, roots)):
         arrive(0.0, engines[0])
     now = 0.0
     while True:
         upcoming = math.inf
-        if arrivals is not None and count["next"] < len(loads):
+        if arrivals is not None and count["next"] < roots:
             upcoming = arrivals[count["next"]]
+        following = min(coming, default=(math.inf, None))
+        turned = following[0] < upcoming
+        upcoming = min(upcoming, following[0])
         for engine in engines:
             if engine.due == math.inf and engine.waiting and upcoming > now:
                 plan(engine, now)
@@ -353,7 +371,9 @@ def naive_replay(
             if upcoming == math.inf:
                 break
             now = max(now, upcoming)
-            arrive(now)
+            if turned:
+                coming.remove(following)
+            arrive(now, turn=following[1] if turned else None)
             continue
         now, step = engine.due, engine.step
         count["steps"] += 1

@@ -42,9 +42,10 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 
     Problems arrive at their `arrival`, ascending (later where `at_once` leaves no room), or so many
     `in_flight`, or, with a `reserve`, while fewer samples wait for an engine, until there is no
-    other. One thread does what is to do
-    between steps, in order: a problem is decided, and the next one arrives, when what was before
-    them is done. The first leaps are written into `log`, as many as it has room for.
+    other. A problem with later turns is in flight until the last of them is decided. One thread
+    does what is to do between steps, in order: a problem is decided, and the next one arrives, when
+    what was before them is done. The first leaps are written into `log`, as many as it has room
+    for.
 
     Engines often end steps at the same time, but for the order in which their seconds were added.
     No order of events depends on that: what is not `later` happens at the same time.
@@ -52,24 +53,28 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
     leaps = 0
     now = 0.0
     arrived = turn = at = wide(0)  # problems; the engine in turn; the one whose step ended last
-    due_in = min(in_flight, len(world.problems))  # problems that arrive now
+    due_in = min(in_flight, rules.roots)  # problems that arrive now
+    coming, turned = wide(0), wide(NONE)  # later turns that have their time; the one that it is for
     first_draw, last_draw = 0, 0  # in the ring of problems that have samples to be drawn
     timed = in_flight == 0 and rules.reserve == 0
     while True:
         while True:
             if due_in == 0 and world.engines[at].steps == 0 and _is_short(world, rules):
-                if arrived == len(world.problems):
+                if arrived == rules.roots:
                     return now, leaps
                 due_in = 1
             if due_in == 0 and first_draw == last_draw:
                 break
             if first_draw == last_draw:
-                p = world.problems[arrived]
-                p.arrival = now if timed else now + owed(world, cost, at)
+                beginning = wide(arrived) if turned == NONE else turned
+                arrived += turned == NONE
+                p = world.problems[beginning]
+                p.arrival = now if timed or turned != NONE else now + owed(world, cost, at)
+                turned = wide(NONE)
+                coming = _send_after(world, p.companion, p.arrival, coming)
                 begin(p, rules.drawn_first)
-                world.problems[last_draw % len(world.problems)].draw = arrived
+                world.problems[last_draw % len(world.problems)].draw = beginning
                 last_draw += 1
-                arrived += 1
                 due_in -= 1
             drawing = wide(world.problems[first_draw % len(world.problems)].draw)
             turn = _draw(world, rules, cost, drawing, now, turn)
@@ -77,12 +82,19 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
         e = _next_engine(world)
         due = world.engines[e].due
         upcoming = np.inf
-        if timed and arrived < len(world.problems) and _has_room(world, rules, arrived):
+        if timed and arrived < rules.roots and _has_room(world, rules, arrived):
             upcoming = world.problems[arrived].arrival
+        if coming:
+            following = wide(world.problems[0].coming)
+            if world.problems[following].arrival < upcoming:
+                upcoming, turned = world.problems[following].arrival, following
         if upcoming <= due and upcoming < np.inf:
             now = max(now, upcoming)
             due_in = 1
+            if turned != NONE:
+                coming = _take_next(world, coming)
             continue
+        turned = wide(NONE)
         if due == np.inf:
             break
         now, at = due if later(due, now) else now, e
@@ -119,8 +131,12 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                     if answer == DRAW and not stands:  # once: the ring has a place a problem
                         world.problems[last_draw % len(world.problems)].draw = drawing
                         last_draw += 1
-                    elif answer == DECIDE and in_flight and arrived + due_in < len(world.problems):
-                        due_in += 1
+                    elif answer == DECIDE:
+                        p = world.problems[drawing]
+                        coming = _send_after(world, p.follower, p.decided, coming)
+                        world.problems[p.root].left -= 1
+                        if world.problems[p.root].left == 0 and in_flight:
+                            due_in += arrived + due_in < rules.roots
             if due_in or first_draw < last_draw or _is_short(world, rules):
                 engine.due = now  # they come before the next step is planned
                 continue
@@ -136,6 +152,46 @@ def _has_room(world: World, rules: Rules, p: int) -> bool:
         for e in range(len(world.engines)):
             in_flight += world.engines[e].outstanding
     return in_flight == 0 or in_flight + world.problems[p].samples <= rules.at_once
+
+
+@inner
+def _send_after(world: World, turn: int, since: float, coming: int) -> int:
+    """Put a turn and its siblings on the heap of those that come; return how many these are."""
+    while turn != NONE:
+        world.problems[turn].arrival = since + world.problems[turn].after_s
+        place, above = wide(coming), wide((coming - 1) // 2)
+        coming += 1
+        while place and _comes_before(world, turn, world.problems[above].coming):
+            world.problems[place].coming = world.problems[above].coming
+            place, above = above, wide((above - 1) // 2)
+        world.problems[place].coming = turn
+        turn = wide(world.problems[turn].sibling)
+    return coming
+
+
+@inner
+def _take_next(world: World, coming: int) -> int:
+    """Take the next turn from the heap of those that come; return how many are left."""
+    coming -= 1
+    last, place = wide(world.problems[coming].coming), wide(0)
+    while 2 * place + 1 < coming:
+        below = wide(2 * place + 1)
+        if below + 1 < coming and _comes_before(
+            world, world.problems[below + 1].coming, world.problems[below].coming
+        ):
+            below += 1
+        if not _comes_before(world, world.problems[below].coming, last):
+            break
+        world.problems[place].coming = world.problems[below].coming
+        place = below
+    world.problems[place].coming = last
+    return coming
+
+
+@inner
+def _comes_before(world: World, one: int, other: int) -> bool:
+    first, second = world.problems[one].arrival, world.problems[other].arrival
+    return first < second or (first == second and one < other)
 
 
 @inner

@@ -78,6 +78,14 @@ PROBLEM = np.dtype(
         ("drawn", "i4"),
         ("draw", "i4"),  # of a ring: the problem that stands here, with samples to be drawn
         ("decided_by", "i4"),
+        # The session that it is a turn of, if it is one of several.
+        ("root", "i4"),  # its first turn
+        ("left", "i4"),  # turns of the session that are not decided, kept by the first
+        ("follower", "i4"),  # a turn that comes `after_s` after this one is decided, or NONE
+        ("companion", "i4"),  # a turn that comes `after_s` after this one came, or NONE
+        ("sibling", "i4"),  # another that comes after the same, or NONE
+        ("after_s", "f8"),
+        ("coming", "i4"),  # of a heap: the turn that stands here, the next to come on top
         ("arrival", "f8"),
         ("decided", "f8"),
         ("right", "f8"),  # share of right answers among those that led
@@ -223,6 +231,7 @@ class Rules(NamedTuple):
     together: bool
     reserve: int  # samples that wait for each engine, for which problems arrive; 0: they do not
     at_once: int  # samples in flight, from which on who has its time to arrive waits; 0: no limit
+    roots: int  # problems that come by themselves; those behind them are later turns of sessions
     keep_longest: bool
     window: float
     chunked: bool

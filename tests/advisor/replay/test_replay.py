@@ -13,7 +13,7 @@ from advisor.replay.limits import Limits
 from advisor.replay.recording import replayed_tables
 from advisor.replay.replay import PLACED, Replicas, replay
 from advisor.replay.simulation import loop
-from advisor.replay.workload import ReplayWorkload
+from advisor.replay.workload import ReplayWorkload, Turns
 from advisor.step_time.cost import Most, linear_cost
 from benchmarks.twin.replay_twin import naive_replay
 from profiler.policies.parallel import ParallelVote
@@ -132,14 +132,16 @@ def keys_of_names(loads, tokens: int, size: int):
 
 
 def assert_twins(
-    loads, limits, *, arrivals=None, concurrency=None, stop=None, tokens=None, reads=ALL, **how
-):
+    loads, limits, *, arrivals=None, concurrency=None, stop=None, tokens=None, reads=ALL,
+    turns=None, **how,
+):  # fmt: skip
     """Compare with the naive twin; `tokens` is the size of the blocks that the loads name."""
     replicas = Replicas(**how) if how else None
     keys = None if tokens is None else keys_of_names(loads, tokens, limits.block_size)
     twin = {("replicas" if name == "count" else name): value for name, value in how.items()}
+    workload = ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=tokens)
     ours = replay(
-        ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
+        dataclasses.replace(workload, turns=turns),
         linear_cost(COST, reads, MOST),
         limits,
         concurrency=concurrency,
@@ -157,6 +159,7 @@ def assert_twins(
         keys=keys,
         reads=reads,
         recorded=MOST,
+        turns=turns,
         **twin,
     )
     assert ours.steps == naive["steps"]
@@ -233,6 +236,48 @@ def test_the_replay_equals_its_naive_twin(
         loads, Limits(block_size=8, **limits), arrivals=arrivals, concurrency=concurrency,
         stop=rule, reads=reads, **how,
     )  # fmt: skip
+
+
+def turns_of(seed: int, problems: int, sessions: int) -> Turns:
+    """Return problems that are turns of so many sessions, after any turn before them."""
+    rng = np.random.default_rng([seed, 7])
+    session = np.concatenate([np.arange(sessions), rng.integers(0, sessions, problems - sessions)])
+    after = np.full(problems, -1)
+    for turn in range(sessions, problems):
+        after[turn] = rng.choice(np.flatnonzero(session[:turn] == session[turn]))
+    return Turns(
+        sessions=sessions,
+        session=session,
+        after=after,
+        beside=rng.random(problems) < 0.2,
+        after_s=rng.exponential(0.05, problems),
+    )
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(
+    seed=st.integers(0, 10_000), problems=st.integers(1, 12), sessions=st.integers(1, 4),
+    n=st.integers(1, 3), limits=st.fixed_dictionaries(LIMITS), stop=st.sampled_from(list(STOPS)),
+    concurrency=st.integers(1, 4), rate=st.sampled_from([None, 3.0, 50.0]),
+)  # fmt: skip
+def test_turns_that_wait_for_answers_equal_the_naive_twin(
+    seed, problems, sessions, n, limits, stop, concurrency, rate
+):
+    sessions = min(sessions, problems)
+    arrivals = None
+    if rate is not None:
+        gaps = np.random.default_rng(seed).exponential(1 / rate, sessions)
+        arrivals, concurrency = np.cumsum(gaps), None
+    turns = turns_of(seed, problems, sessions)
+    found = assert_twins(
+        loads_of(seed, problems, n), Limits(block_size=8, **limits), arrivals=arrivals,
+        concurrency=concurrency, stop=STOPS[stop](n), turns=turns,
+    )  # fmt: skip
+    later = np.arange(sessions, problems)
+    before, beside = turns.after[later], turns.beside[later]
+    since = found.arrival_s[before] + np.where(beside, 0.0, found.latency_s[before])
+    np.testing.assert_array_less(since + turns.after_s[later] - 1e-9, found.arrival_s[later])
 
 
 def rule_of(name: str, value: int, in_flight: int):
