@@ -84,7 +84,7 @@ class ProblemRun(RecordedProblem):
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
     `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
-    there. `indices` are the samples' own.
+    there. `indices` are the samples' own. `session` is the one that it is a turn of, if of one.
     """
 
     problem_id: str
@@ -94,6 +94,7 @@ class ProblemRun(RecordedProblem):
     indices: tuple[int, ...]
     prompt_blocks: tuple[int, ...] = ()
     group: str | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -612,6 +613,7 @@ def _problem_run(
         prompt_blocks=tuple(row["prompt_blocks"] or ()),
         indices=tuple(s["sample_index"] or 0 for s in sound),
         group=row["group"],
+        session=row["session"],
     )
 
 

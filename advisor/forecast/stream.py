@@ -47,19 +47,15 @@ class RepeatedProblems:
 
     @cached_property
     def _every(self) -> ReplayWorkload:
-        return ReplayWorkload.from_loads([load for draw in self.draws for load in draw])
+        loads = [load for draw in self.draws for load in draw]
+        return ReplayWorkload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
     def at(self, turns: Ints, places: Ints) -> ReplayWorkload:
         """Return the problems at these places of these draws, in this order."""
-        turns = turns % len(self.draws)
-        if self.block_tokens is None:
-            return self._every.posed(turns * self.count + places)
-        times = Counter[int]()
-        loads = []
-        for turn, place in zip(turns.tolist(), places.tolist(), strict=True):
-            loads.append(self.again(self.draws[turn][place], times[place]))
-            times[place] += 1
-        return ReplayWorkload.from_loads(loads, prompt_block_tokens=self.block_tokens)
+        groups = (
+            None if self.block_tokens is None else np.tile(np.arange(self.count), len(self.draws))
+        )
+        return self._every.posed(turns % len(self.draws) * self.count + places, groups=groups)
 
     def again(self, load: RecordedProblem, number: int) -> RecordedProblem:
         """Return a problem that came so many times before."""

@@ -62,8 +62,8 @@ class Turns:
     """Which problem comes after which: the first `sessions` of them begin one, the others follow.
 
     Per problem, [problems]: its session; the turn `after` which it comes, an earlier one of its
-    session (NONE of the first); whether it comes `after_s` seconds after that one was sent, `beside`
-    it, or after its answer.
+    session (NONE of the first); whether it comes `after_s` seconds after that one was sent,
+    `beside` it, or after its answer.
     """
 
     sessions: int
@@ -203,18 +203,18 @@ class ReplayWorkload:
         """Return the same problems with others of as many samples, in their order."""
         return replace(self, **_of_samples(samples, np.diff(self.first)))
 
-    def posed(self, places: Ints) -> ReplayWorkload:
+    def posed(
+        self, places: Ints, *, groups: Ints | None = None, copies: Ints | None = None
+    ) -> ReplayWorkload:
         """Return the problems at these places in this order, each as often as it stands there.
 
-        The same as of their recorded problems, if each stands there as often as the others.
+        The same as of their recorded problems, if each stands there as often as the others. What
+        only problems of one of the `groups` [problems] begin with, each of the `copies` [places]
+        has for itself: by default each problem is a group and each place a copy.
         """
-        counts, shared = np.diff(self.first)[places], len(self.segment_start) - len(self.first) + 1
+        counts = np.diff(self.first)[places]
         first, samples = _taken(self.first, places)
         first_answer, answers = _taken(self.first_answer, places)
-        first_segment, parts = _taken(self.first_segment, places)
-        path = self.path[parts]
-        path[first_segment[1:] - 1] = shared + np.arange(len(places))  # no other has its last one
-        segments = np.concatenate([np.arange(shared), shared + places])
         moved = np.repeat(first_answer[:-1] - self.first_answer[places], counts)
         answer = self.answer[samples]
         return replace(
@@ -229,29 +229,53 @@ class ReplayWorkload:
             first_answer=first_answer,
             right=self.right[answers],
             arrivals=None,
-            first_segment=first_segment,
-            path=path,
-            segment_start=self.segment_start[segments],
-            segment_end=self.segment_end[segments],
-            segment_found=self.segment_found[segments],
+            **self._segments_at(places, groups, copies),
             route=self.route[places],
             front_end_s=self.front_end_s[places],
             server=None if self.server is None else self.server[places],
             turns=None,
         )
 
+    def _segments_at(self, places: Ints, groups: Ints | None, copies: Ints | None) -> Segments:
+        """Return the segments of the problems at these places (`posed`)."""
+        groups = np.arange(len(self.first) - 1) if groups is None else groups
+        copies = np.arange(len(places)) if copies is None else copies
+        count = len(self.segment_start)
+        users = np.repeat(groups, np.diff(self.first_segment))
+        least, most = np.full(count, len(groups)), np.full(count, NONE)
+        np.minimum.at(least, self.path, users)
+        np.maximum.at(most, self.path, users)
+        own = least == most
+        first_segment, parts = _taken(self.first_segment, places)
+        path = self.path[parts].astype(np.int64)
+        copied = own[path]
+        each = np.repeat(copies, np.diff(first_segment))[copied] * count + path[copied]
+        made, place = np.unique(each, return_inverse=True)
+        shared = np.flatnonzero(~own)
+        path[copied] = len(shared) + place
+        path[~copied] = np.searchsorted(shared, path[~copied])
+        segments = np.concatenate([shared, made % max(count, 1)])
+        return _arrays(
+            first_segment,
+            path,
+            self.segment_start[segments],
+            self.segment_end[segments],
+            self.segment_found[segments],
+        )
+
     def in_machine_time(self, pace: Pace) -> ReplayWorkload:
         """Return the same with what comes by the clock in the machine's own time."""
-        if self.turns is not None:
-            after_s = self.turns.after_s / pace.mean
-            self = replace(self, turns=replace(self.turns, after_s=after_s))
+        turns = self.turns
+        if turns is not None:
+            turns = replace(turns, after_s=turns.after_s / pace.mean)
         if self.arrivals is None:
-            return replace(self, front_end_s=self.front_end_s / pace.mean)
+            return replace(self, front_end_s=self.front_end_s / pace.mean, turns=turns)
         arrivals = pace.in_machine_time(self.arrivals)
         begun = len(arrivals)
         after = pace.in_machine_time(self.arrivals + self.front_end_s[:begun]) - arrivals
         later = self.front_end_s[begun:] / pace.mean
-        return replace(self, arrivals=arrivals, front_end_s=np.concatenate([after, later]))
+        front_end_s = np.concatenate([after, later])
+        return replace(self, arrivals=arrivals, front_end_s=front_end_s, turns=turns)
 
     def segment_blocks(self, block_size: int) -> tuple[Ints, Ints]:
         """Return the blocks of each segment, and how many of them the cache has beforehand."""

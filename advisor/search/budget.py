@@ -137,6 +137,7 @@ def goal_of(budget: Budget, *, prices: Floats, powered: Bools) -> Goal:
 _TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _UNITS = {  # of an option's value, and how it is written; without a unit it is 1
     "--max-latency": (_TIME, "5s, 250ms or 2min"),
+    "--max-turn-latency": (_TIME, "5s, 250ms or 2min"),
     "--max-energy": (
         {"mJ": 1e-3, "j": 1.0, "kj": 1e3, "MJ": 1e6, "wh": 3600.0, "kwh": 3.6e6},  # M is not m
         "800J or 2kJ",

@@ -32,6 +32,7 @@ from advisor.evidence.live.servers import (
 )
 from advisor.evidence.runs import RecordedRun, clients_wait, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
+from advisor.forecast.agents import Agents
 from advisor.forecast.stream import STEADY
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -115,9 +116,9 @@ class Prediction:
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
     recorded, None where it does. `pace` is what is predicted at the machine's own, where that is
-    known. `batch` is the asked one on the engine as it was and as predicted. `waits` are the
-    predicted run's problems that queued longest. `drawn` is the predicted run as a recording, with
-    its `tables` and `manifest`.
+    known. `batch` is the asked one on the engine as it was and as predicted, `agents` what is
+    predicted of those. `waits` are the predicted run's problems that queued longest. `drawn` is the
+    predicted run as a recording, with its `tables` and `manifest`.
     """
 
     recorded: Run
@@ -130,6 +131,7 @@ class Prediction:
     far_off: FarOff | None = None
     pace: AtPace | None = None
     batch: tuple[BatchRun | None, BatchRun] | None = None
+    agents: Agents | None = None
 
     @property
     def tables(self) -> Mapping[str, pl.DataFrame]:
@@ -289,6 +291,9 @@ def predict(
         far_off=off,
         pace=after.at_pace,
         batch=batch,
+        agents=after.agents(question.agents, question.max_turn_s)
+        if question.agents or question.max_turn_s is not None
+        else None,
     )
 
 

@@ -46,7 +46,8 @@ class Question:
     fields of the engine that nobody set, which have vLLM's defaults. With `pace_of` the machine is
     as fast as it was in that recording of the engine that is asked about. With an `acceptance`, the
     share kept of each position of a draft, that says how drafts go. A `batch` of so many problems
-    is looked at too, all sent at once, or `concurrency` of them at a time.
+    is looked at too, all sent at once, or `concurrency` of them at a time. So are so many `agents`
+    at work, and with `max_turn_s` the most of them of which a p95 turn takes no longer.
     """
 
     engine: EngineConfig
@@ -67,6 +68,8 @@ class Question:
     pace_of: Recording | None = None
     acceptance: tuple[float, ...] = ()
     batch: int | None = None
+    agents: tuple[int, ...] = ()
+    max_turn_s: float | None = None
 
 
 def by_replica(question: Question) -> Question:

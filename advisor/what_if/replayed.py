@@ -21,6 +21,8 @@ from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, rate_under_load
+from advisor.forecast.agents import Agents, AgentsAsked
+from advisor.forecast.sessions import Sessions
 from advisor.forecast.stream import RepeatedProblems, Stream
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.draws import (
@@ -34,7 +36,7 @@ from advisor.replay.draws import (
     with_drawn,
     with_drawn_again,
 )
-from advisor.replay.limits import limits_of
+from advisor.replay.limits import Limits, limits_of
 from advisor.replay.recording import replayed_tables, replica_keys
 from advisor.replay.replay import Replicas, replay, replay_alone, stop_of
 from advisor.replay.result import Replayed
@@ -448,6 +450,7 @@ class Replays:
         reserve: int | None = None,
         replicas: Replicas | None = None,
         cost: StepCost | None = None,
+        limits: Limits | None = None,
     ) -> Replayed:
         # The front end runs on the same machine as the steps.
         pace, front_end_s = self.pace, factor * workload.front_end_s
@@ -467,7 +470,7 @@ class Replays:
             return replay(
                 workload,
                 self.times.at(factor) if cost is None else scaled_cost(cost, factor),
-                self.limits,
+                limits or self.limits,
                 concurrency=concurrency or (self.concurrency if reserve is None else None),
                 at_once=at_once,
                 reserve=reserve,
@@ -556,6 +559,38 @@ class Replays:
             replicas=self.question.replicas.count,
             extrapolated=self.outside or not self.times.within(first),
         )
+
+    def agents(self, counts: Sequence[int], limit_s: float | None) -> Agents:
+        """Return what is predicted of so many agents at once, whose turns the run has.
+
+        With a limit of a p95 turn also the most agents within it. Raises UsageError where the
+        recording does not tell sessions.
+        """
+        source = self.sources[0]
+        try:
+            sessions = Sessions.of(
+                [source.problems[name] for name in self.ids],
+                self.loads[0],
+                prompt_block_tokens=self.block_tokens,
+            )
+        except UsageError as error:
+            raise UsageError(f"{self.base.name}: {error}") from None
+        endless = replace(self.limits, num_blocks=None)
+
+        def serve(
+            workload: ReplayWorkload, agents: int, *, factor: float = 1.0, is_endless: bool = False
+        ) -> Replayed:
+            limits = endless if is_endless else None
+            return self._run(workload, factor, concurrency=agents, limits=limits)
+
+        return AgentsAsked(
+            sessions=sessions,
+            serve=serve,
+            seed=self.question.seed,
+            sigma=None if self.times.sigma is None else self.times.sigma[int(self.outside)],
+            devices=self.whole.num_devices,
+            within=self.times.within,
+        ).answer(counts, limit_s)
 
     def _posed(self, count: int, number: int, *, fresh: bool = False) -> ReplayWorkload:
         """Return so many problems in a random order, with samples drawn, in `fresh` ones again."""

@@ -14,6 +14,7 @@ from traces.schema.formats import (
     interval,
     intervals_of,
     number,
+    percent,
     percent_change,
     value_of,
 )
@@ -28,6 +29,7 @@ from tui.text.recordings.show import changed_fields, engine_text, imported_text,
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
+    from advisor.forecast.agents import Agents, MostAgents
     from advisor.what_if.predict import Prediction
     from advisor.what_if.question import Question
     from advisor.what_if.rollouts.batch import BatchRun
@@ -63,6 +65,7 @@ def replay_json(prediction: Prediction, tariff: Tariff | None = None) -> dict[st
         "batch": None
         if prediction.batch is None
         else dict(zip(("before", "after"), map(to_plain, prediction.batch), strict=True)),
+        "agents": None if prediction.agents is None else to_plain(prediction.agents),
         "waits": [to_plain(each) for each in prediction.waits],
         "notes": list(prediction.notes),
     }
@@ -134,6 +137,8 @@ def replay_lines(
         yield ""
     if prediction.batch is not None:
         yield from _batch(*prediction.batch, width)
+    if prediction.agents is not None:
+        yield from agents_lines(prediction.agents, width)
     if prediction.compared:
         yield from _compared(prediction, width)
     if prediction.waits:
@@ -191,6 +196,57 @@ def _parts(batch: BatchRun) -> dict[str, Estimate | None]:
         "idle devices": batch.idle_share,
         "empty slots": batch.idle_slots_share,
     }
+
+
+def agents_lines(agents: Agents, width: int) -> Iterator[str]:
+    """Yield what so many agents at once are served, a row a number of them."""
+    sessions = f"{counted(agents.sessions, 'recorded session')} of {counted(agents.turns, 'turn')}"
+    yield from wrap("", f"agents at work, each with one of {sessions}, and then another",
+                    width=width, indent=0)  # fmt: skip
+    rows = [
+        ["agents", "turn p50", "turn p95  interval", "TTFT p95", "session", "tokens/s", "cached"]
+    ]
+    for run in agents.runs:
+        p95, cached = run.turn_s["p95"], run.cached_share
+        rows.append(
+            [
+                f"{run.agents:,}",
+                value_of(run.turn_s["p50"]),
+                f"{value_of(p95)}  {interval(p95)}".rstrip(),
+                value_of(run.ttft_s["p95"]),
+                value_of(run.session_s),
+                number(run.tokens_per_s.value, "tokens/s").split()[0],
+                ABSENT if cached is None else _share_of(cached.value, run.cached_share_kept),
+            ]
+        )
+    yield from align(rows, right=(0, 1, 3, 4, 5, 6), gap=1 if width <= 80 else 2, width=width)
+    told = []
+    if agents.most is not None:
+        told.append(_most_agents(agents.most))
+    if any(run.cached_share_kept is not None for run in agents.runs):
+        told.append("cached: prompt tokens from the prefix cache, and if it never dropped any")
+    tools = agents.runs[0].tools_share if agents.runs else None
+    if tools is not None:
+        with_them = counted(agents.runs[0].agents, "agent")
+        told.append(f"With {with_them} tools and people take {percent(tools.value)} of a session")
+    yield from wrap("", ". ".join(told), width=width, indent=0)
+    yield ""
+
+
+def _share_of(share: float, kept: float | None) -> str:
+    return percent(share) if kept is None else f"{percent(share)} of {percent(kept)}"
+
+
+def _most_agents(most: MostAgents) -> str:
+    """Say how many agents have p95 turns within a limit, and the ends of that."""
+    from advisor.forecast.agents import LIMIT
+
+    limit = number(most.limit_s, "s")
+    if most.agents == 0:
+        return f"Not even one agent has p95 turns within {limit}"
+    each = [f"{LIMIT:,} or more" if n is None else f"{n:,}" for n in (most.low, most.high)]
+    many = f"{LIMIT:,} or more" if most.agents is None else f"{most.agents:,}"
+    return f"Up to {many} agents at once have p95 turns within {limit} ({each[0]} to {each[1]})"
 
 
 def _compared(prediction: Prediction, width: int) -> Iterator[str]:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from traces.summary.run import Run
 
 
+MOST_AGENTS = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplayOptions:
     """Which run, what changes, and where step times come from."""
@@ -58,6 +61,16 @@ class ReplayOptions:
     concurrency: int | None = option(None, "Problems in flight.")
     batch: int | None = option(
         None, "Also say how long a batch of N such problems takes.", metavar="N"
+    )
+    agents: str | None = option(
+        None,
+        "Say what so many agents at once are served, whose sessions the recording has: 8,16,32.",
+        metavar="N",
+    )
+    max_turn_latency: str | None = option(
+        None,
+        "Also say how many agents have p95 turns within this time, such as 5s.",
+        metavar="TIME",
     )
     replicas: int = option(1, "Engines that share the load.")
     routing: str = option("round-robin", "round-robin or least-outstanding.")
@@ -150,7 +163,7 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
     """
     from advisor.evidence.live.drafts import with_lengths
     from advisor.evidence.live.servers import replayable
-    from advisor.replay.replay import ROUTINGS, Replicas
+    from advisor.replay.replay import Replicas
     from advisor.search.budget import parse_value
     from advisor.step_time.prior.tables import named_tables
     from advisor.what_if.drafts.redrafting import read_acceptance
@@ -159,19 +172,7 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
     from tui.verbs.open_all import open_all
 
     changes, gpus = asked.change or (), asked.gpu or ()
-    if asked.concurrency is not None and asked.rate is not None:
-        raise UsageError("--concurrency and --rate: give one, problems in flight or arriving")
-    if asked.batch is not None and asked.rate is not None:
-        raise UsageError("--batch and --rate: give one. A batch is sent at once")
-    for name, value in (
-        ("--concurrency", asked.concurrency),
-        ("--replicas", asked.replicas),
-        ("--batch", asked.batch),
-    ):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}")
-    if asked.routing not in ROUTINGS:
-        raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
+    _check_load(asked)
     if len(gpus) > 1:
         raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one. Give one at a time")
     gpu = next(iter(named_tables(asked.tables, gpus)), None)
@@ -211,11 +212,55 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
         if asked.at_pace_of is None
         else with_lengths(Recording.open(asked.at_pace_of)),
         batch=asked.batch,
+        agents=read_agents(asked.agents),
+        max_turn_s=_turn_limit(asked.max_turn_latency),
         acceptance=() if asked.acceptance is None else read_acceptance(asked.acceptance),
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
     check_used(others, base, names, priced=gpu is not None)
     return base, recorded, question, others
+
+
+def read_agents(text: str | None) -> tuple[int, ...]:
+    """Read numbers of agents: `8` or `8,16,32`. Raises UsageError for what is none."""
+    if text is None:
+        return ()
+    counts = [int(each) if each.strip().isascii() and each.strip().isdigit() else 0
+              for each in text.split(",")]  # fmt: skip
+    if not all(1 <= count <= MOST_AGENTS for count in counts):
+        raise UsageError(
+            f"--agents {text}: give numbers from 1 to {MOST_AGENTS:,}, such as 8,16,32"
+        )
+    return tuple(sorted(set(counts)))
+
+
+def _turn_limit(text: str | None) -> float | None:
+    from advisor.search.budget import parse_value
+
+    return None if text is None else parse_value(text, "--max-turn-latency")
+
+
+def _check_load(asked: ReplayOptions) -> None:
+    """Raise UsageError where options of the load do not go together."""
+    from advisor.replay.replay import ROUTINGS
+
+    if asked.concurrency is not None and asked.rate is not None:
+        raise UsageError("--concurrency and --rate: give one, problems in flight or arriving")
+    if asked.batch is not None and asked.rate is not None:
+        raise UsageError("--batch and --rate: give one. A batch is sent at once")
+    if asked.agents is not None or asked.max_turn_latency is not None:
+        for name in ("rate", "concurrency", "batch"):
+            if getattr(asked, name) is not None:
+                raise UsageError(f"--agents and --{name}: give one. Agents are a load of their own")
+    for name, value in (
+        ("--concurrency", asked.concurrency),
+        ("--replicas", asked.replicas),
+        ("--batch", asked.batch),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    if asked.routing not in ROUTINGS:
+        raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
 
 
 def _check_sources(asked: ReplayOptions, gpu: str | None) -> None:
