@@ -106,6 +106,11 @@ class Fixtures:
         return self.folder / "shipped"
 
     @cached_property
+    def sessions(self) -> Path:
+        (self.folder / "sessions").symlink_to(SHIPPED.parent / "sessions")
+        return self.folder / "sessions" / "session-2.json"
+
+    @cached_property
     def foreign(self) -> Path:
         (self.folder / "foreign").symlink_to(FOREIGN)
         return self.folder / "foreign"
@@ -255,6 +260,9 @@ def cases() -> dict[str, str]:
     of_a_kind = ("esc", "rate", "batch", "drafting", "tables", "watch", "gpu")
     for name, command in changes.items():
         (both if name in of_a_kind else text)(f"replay-{name}", f"replay {command}")
+    found["import-sessions"] = "import {sessions} -o {out}/agents"
+    agents = "--gpu test_gpu --model-config {config} --agents 2,12 --max-turn-latency 20s"
+    both("replay-agents", f"replay {{out}}/agents {agents}")
     found["replay-kept"] = "replay {votes} --set engine.max_num_seqs=16 -o {out}/kept"
     both("show-kept", "show {out}/kept")
     budgets = {

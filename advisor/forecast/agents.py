@@ -62,11 +62,15 @@ class MostAgents(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Agents(Record):
-    """What is predicted of agents, by how many are at work, ascending."""
+    """What is predicted of agents, by how many are at work, ascending.
+
+    `asked` are the numbers that were asked for. The others were looked at to find the most.
+    """
 
     sessions: int
     turns: int
-    runs: tuple[AgentsRun, ...]
+    asked: tuple[int, ...]
+    by_agents: tuple[AgentsRun, ...]
     most: MostAgents | None = None
 
 
@@ -168,7 +172,8 @@ class AgentsAsked:
         return Agents(
             sessions=len(self.sessions.names),
             turns=len(self.sessions.after),
-            runs=each,
+            asked=tuple(sorted(counts)),
+            by_agents=each,
             most=None if limit_s is None else most_within(limit_s, each),
         )
 

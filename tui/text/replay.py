@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from tui.text.recordings.show import changed_fields, engine_text, imported_text,
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
-    from advisor.forecast.agents import Agents, MostAgents
+    from advisor.forecast.agents import Agents, AgentsRun, MostAgents
     from advisor.what_if.predict import Prediction
     from advisor.what_if.question import Question
     from advisor.what_if.rollouts.batch import BatchRun
@@ -201,12 +202,11 @@ def _parts(batch: BatchRun) -> dict[str, Estimate | None]:
 def agents_lines(agents: Agents, width: int) -> Iterator[str]:
     """Yield what so many agents at once are served, a row a number of them."""
     sessions = f"{counted(agents.sessions, 'recorded session')} of {counted(agents.turns, 'turn')}"
-    yield from wrap("", f"agents at work, each with one of {sessions}, and then another",
-                    width=width, indent=0)  # fmt: skip
+    yield from wrap("", f"agents at work on {sessions}", width=width, indent=0)
     rows = [
         ["agents", "turn p50", "turn p95  interval", "TTFT p95", "session", "tokens/s", "cached"]
     ]
-    for run in agents.runs:
+    for run in _worth_a_row(agents):
         p95, cached = run.turn_s["p95"], run.cached_share
         rows.append(
             [
@@ -223,14 +223,22 @@ def agents_lines(agents: Agents, width: int) -> Iterator[str]:
     told = []
     if agents.most is not None:
         told.append(_most_agents(agents.most))
-    if any(run.cached_share_kept is not None for run in agents.runs):
+    if any(run.cached_share_kept is not None for run in agents.by_agents):
         told.append("cached: prompt tokens from the prefix cache, and if it never dropped any")
-    tools = agents.runs[0].tools_share if agents.runs else None
+    tools = agents.by_agents[0].tools_share if agents.by_agents else None
     if tools is not None:
-        with_them = counted(agents.runs[0].agents, "agent")
+        with_them = counted(agents.by_agents[0].agents, "agent")
         told.append(f"With {with_them} tools and people take {percent(tools.value)} of a session")
     yield from wrap("", ". ".join(told), width=width, indent=0)
     yield ""
+
+
+def _worth_a_row(agents: Agents) -> list[AgentsRun]:
+    """Return the runs of the asked numbers, and those up to the first beyond the limit."""
+    most = None if agents.most is None else agents.most.agents
+    beyond = [run.agents for run in agents.by_agents if most is not None and run.agents > most]
+    upto = min(beyond, default=math.inf) if agents.most is not None else 0
+    return [run for run in agents.by_agents if run.agents in agents.asked or run.agents <= upto]
 
 
 def _share_of(share: float, kept: float | None) -> str:

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from advisor.evidence.by_agents import ProblemRun, Sample
 
 from advisor.evidence.features import FEATURES
-from advisor.evidence.runs import ProblemRun, Sample
 from advisor.forecast.agents import AgentsAsked, most_within
 from advisor.forecast.sessions import Sessions
 from advisor.replay.limits import Limits
@@ -140,9 +140,9 @@ def test_the_most_agents_within_a_limit_are_found_between_those_looked_at():
     told = asked(sessions_of(chat("a", 4, 0.0)), slots=1, sigma=0.1).answer([64], 1.1)
     assert told.most.agents == 5
     assert told.most.low == 4 and told.most.high == 6
-    assert [run.agents for run in told.runs] == sorted(run.agents for run in told.runs)
-    assert most_within(0.1, told.runs).agents == 0
-    assert most_within(1e6, told.runs).agents is None
+    assert [run.agents for run in told.by_agents] == sorted(run.agents for run in told.by_agents)
+    assert most_within(0.1, told.by_agents).agents == 0
+    assert most_within(1e6, told.by_agents).agents is None
 
 
 def test_a_load_has_the_agents_in_flight_and_every_turn_of_its_sessions():

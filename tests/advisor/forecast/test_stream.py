@@ -13,6 +13,7 @@ from advisor.forecast.stream import RepeatedProblems, Stream
 from advisor.replay.draws import MOST
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import linear_cost
 
 STEP_S = 0.01
@@ -121,3 +122,37 @@ def test_traffic_keeps_its_order_and_a_prompt_that_comes_again_is_another():
         assert run.cached_tokens.tolist()[1] >= 48
         assert run.cached_tokens.tolist()[0] <= 64
         assert run.arrival_s[0] < run.arrival_s[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_problems_that_come_again_are_replayed_as_if_they_were_written_out(seed):
+    """Blocks that several problems begin with stay the same ones, all others are new each time."""
+    rng = np.random.default_rng(seed)
+    draws = [[], []]
+    for place in range(6):
+        common = tuple(range(int(rng.integers(0, 4))))
+        blocks = (*common, *(100 * place + each for each in range(10, 12 + place % 3)))
+        prompt = 16 * len(blocks) - int(rng.integers(0, 3))
+        for draw in draws:
+            draw.append(problem(int(rng.integers(2, 40)), prompt, blocks))
+    problems = RepeatedProblems(draws, prompt_block_tokens=16)
+    turns, places = rng.integers(0, 4, 40), rng.integers(0, 6, 40)
+    seen = dict.fromkeys(range(6), 0)
+    written = []
+    for turn, place in zip(turns.tolist(), places.tolist(), strict=True):
+        written.append(problems.again(draws[turn % 2][place], seen[place]))
+        seen[place] += 1
+    limits = Limits(
+        max_num_seqs=4, max_num_batched_tokens=64, block_size=16, num_blocks=40,
+        prefix_caching=True,
+    )  # fmt: skip
+    one, other = (
+        replay(workload, COST, limits, concurrency=5)
+        for workload in (
+            problems.at(turns, places),
+            ReplayWorkload.from_loads(written, prompt_block_tokens=16),
+        )
+    )
+    assert one.cached_tokens.tolist() == other.cached_tokens.tolist()
+    np.testing.assert_allclose(one.latency_s, other.latency_s)
+    assert one.cached_tokens.any()
