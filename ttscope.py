@@ -105,6 +105,8 @@ def replay(
     rate: str | float | None = None,
     concurrency: int | None = None,
     batch: int | None = None,
+    agents: str | int | Sequence[int] | None = None,
+    max_turn_latency: str | float | None = None,
     replicas: int | None = None,
     routing: str | None = None,
     together: bool | None = None,

@@ -60,7 +60,9 @@ class Sessions:
             if each.session is not None and each.arrival_ns is not None:
                 by_name.setdefault(each.session, []).append(place)
         if not by_name:
-            raise UsageError("holds no sessions, so that nothing tells which turn waits for which")
+            raise UsageError(
+                "holds no sessions, so that it is not known which turn waits for which"
+            )
         order, begun, after, beside, after_s, first = [], [], [], [], [], [0]
         for places in by_name.values():
             places.sort(key=lambda place: problems[place].arrival_ns or 0)
@@ -69,7 +71,7 @@ class Sessions:
             took = np.array([problems[place].latency_s for place in places])
             if len(places) > 1 and not np.isfinite(took[:-1]).any():
                 raise UsageError(
-                    "does not say when answers came, so that nothing tells how long its tools took"
+                    "does not say when answers came, so that how long its tools took is not known"
                 )
             found = _befores(since, since + np.nan_to_num(took))
             after += [place if place == NONE else place + first[-1] for place in found[0].tolist()]

@@ -222,11 +222,11 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
 
 
 def read_agents(text: str | None) -> tuple[int, ...]:
-    """Read numbers of agents: `8` or `8,16,32`. Raises UsageError for what is none."""
+    """Read numbers of agents: `8`, `8,16,32` or a list's text. Raises UsageError for others."""
     if text is None:
         return ()
-    counts = [int(each) if each.strip().isascii() and each.strip().isdigit() else 0
-              for each in text.split(",")]  # fmt: skip
+    parts = [each.strip() for each in text.strip("[( )]").split(",")]
+    counts = [int(each) if each.isascii() and each.isdigit() else 0 for each in parts]
     if not all(1 <= count <= MOST_AGENTS for count in counts):
         raise UsageError(
             f"--agents {text}: give numbers from 1 to {MOST_AGENTS:,}, such as 8,16,32"

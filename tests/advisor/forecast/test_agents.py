@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from advisor.evidence.by_agents import ProblemRun, Sample
 
 from advisor.evidence.features import FEATURES
+from advisor.evidence.runs import ProblemRun, Sample
 from advisor.forecast.agents import AgentsAsked, most_within
 from advisor.forecast.sessions import Sessions
 from advisor.replay.limits import Limits
