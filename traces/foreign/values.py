@@ -27,11 +27,19 @@ class Skipped:
     unit: str
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # of the first places, where several are
 
     def add(self, reason: str, place: int, count: int = 1) -> None:
         """Count `count` things of a kind at a place."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first[reason] = min(self.first.get(reason, place), place)
+
+    def join(self, other: Skipped, file: str) -> None:
+        """Count what was skipped in a file too; `file` is what its places begin with."""
+        for reason, count in other.counts.items():
+            if reason not in self.counts:
+                self.files[reason], self.first[reason] = file, other.first[reason]
+            self.counts[reason] = self.counts.get(reason, 0) + count
 
     def kept(
         self, rows: Iterable[tuple[int, Row]], read: Callable[[int, Row], Made], what: str
@@ -53,7 +61,7 @@ class Skipped:
         most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(
             f"{count:,} {_one(reason) if count == 1 else reason} "
-            f"(first: {self.unit} {self.first[reason]:,})"
+            f"(first: {self.files.get(reason, '')}{self.unit} {self.first[reason]:,})"
             for reason, count in most
         )
 
@@ -119,6 +127,15 @@ class Field(NamedTuple):
         if (value := self.read(told)) is None:
             skipped.add(f"values of {name} that are {self.wrong}", place)
         return value
+
+
+def needed(row: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[Any]:
+    """Yield a row's values of all the fields. Raises ValueError with why one is absent or wrong."""
+    for name in fields:
+        if row.get(name) is None:
+            raise ValueError(f"without {name}")
+    for name, each in fields.items():
+        yield each.sound(row, name)
 
 
 WHOLE = Field(whole_number, "no whole number")

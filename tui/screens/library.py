@@ -132,7 +132,7 @@ def import_into(text: str, folder: Path) -> ImportMade:
         "requests": import_requests,
         "forwards": import_forwards,
     }
-    given = paths[0] if kind in ("requests", "forwards") else paths
+    given = paths[0] if kind == "forwards" else paths
     made = importers[kind](given, target)
     return ImportMade(folder=target, told=made.head, notes=tuple(made.notes[1:]))
 

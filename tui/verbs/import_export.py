@@ -199,7 +199,7 @@ def import_files(asked: Import) -> Imported:
             def on_rows(count: int) -> None:
                 bar.update(task, description=f"{count:,} requests")
 
-            imported = import_requests(files[0], asked.output, choices=wanted, on_rows=on_rows)
+            imported = import_requests(files, asked.output, choices=wanted, on_rows=on_rows)
         else:
             imported = import_outcomes(
                 files,

@@ -8,6 +8,7 @@ and 0.3 have no version, and their requests' tokens and times by other names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,8 @@ class _Timings(msgspec.Struct):
 
 class _Info(msgspec.Struct):
     timings: _Timings | None = None
+    graph_id: Any = None  # of a conversation with its sub-agents
+    conversation_id: Any = None
 
 
 class _Stats(msgspec.Struct):
@@ -184,11 +187,13 @@ class GuidellmReport(RowReader):
             (requests.incomplete, _CUT),
         )
         rows = enumerate(((each, error) for stats, error in groups for each in stats or ()), 1)
+        turns = Counter(_session(each) for stats, _ in groups for each in stats or ())
 
         def read(place: int, row: tuple[_Stats, str | None]) -> Request:
             if _outside(row[0], begun, ended):
                 raise ValueError("of the warm-up or the cool-down")
-            return _request(place, *row)
+            session = _session(row[0])
+            return _request(place, *row, session if turns[session] > 1 else None)
 
         return self.skipped.kept(rows, read, "requests")
 
@@ -200,7 +205,13 @@ def _outside(stats: _Stats, begun: float | None, ended: float | None) -> bool:
     return early or (start is not None and ended is not None and 0 < ended < start)
 
 
-def _request(place: int, stats: _Stats, error: str | None) -> Request:
+def _session(stats: _Stats) -> str | None:
+    info = stats.info or _Info()
+    told = _first(info.graph_id, info.conversation_id)
+    return told if isinstance(told, str) else None
+
+
+def _request(place: int, stats: _Stats, error: str | None, session: str | None) -> Request:
     """Return a request. Raises ValueError with why it is none."""
     usage = stats.input_metrics or _Usage()
     made = stats.output_metrics or _Usage()
@@ -210,7 +221,7 @@ def _request(place: int, stats: _Stats, error: str | None) -> Request:
     if arrival is None:
         raise ValueError("without request_start_time")
     if error is not None:
-        return Request(place, prompt, output, arrival, error=error)
+        return Request(place, prompt, output, arrival, error=error, session=session)
     if prompt is None or output is None:
         raise ValueError(f"without text_tokens of prompt and output from 1 to {MOST_TOKENS:,}")
     timings = None if stats.info is None else stats.info.timings
@@ -220,7 +231,7 @@ def _request(place: int, stats: _Stats, error: str | None) -> Request:
     if end is None or not ascend(arrival, first, end):
         raise ValueError("whose times run backwards or have no end")
     cached = token_count(usage.cached_tokens, least=0)
-    return Request(place, prompt, output, arrival, first, end, cached)
+    return Request(place, prompt, output, arrival, first, end, cached, session=session)
 
 
 def _first(value: Any, other: Any) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 
 import polars as pl
 
-from traces.errors import OutcomesError
 from traces.foreign.requests.aiperf import AiperfRecords
 from traces.foreign.requests.azure import AzureTrace
+from traces.foreign.requests.files import RequestFiles
 from traces.foreign.requests.guidellm import GuidellmReport
 from traces.foreign.requests.mooncake import MooncakeTrace
 from traces.foreign.requests.reader import (
@@ -24,9 +24,10 @@ from traces.foreign.requests.reader import (
     RequestFacts,
     RequestReader,
 )
-from traces.foreign.requests.sessions import AgentSession
+from traces.foreign.requests.sessions.agents import AgentSession
+from traces.foreign.requests.sessions.bailian import BailianTrace
 from traces.foreign.requests.vllm_bench import SglangBench, VllmBench
-from traces.foreign.source import format_of, own_name
+from traces.foreign.source import own_name
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.foreign.written import Imported, Written, written_into
 from traces.recording.manifest import WorkloadFacts, check_free
@@ -37,6 +38,7 @@ from traces.schema.tts.policy import Policy
 FORMATS: tuple[type[RequestReader], ...] = (
     AzureTrace,
     MooncakeTrace,
+    BailianTrace,
     VllmBench,
     SglangBench,
     AiperfRecords,
@@ -44,75 +46,78 @@ FORMATS: tuple[type[RequestReader], ...] = (
     AgentSession,
 )
 _PART_ROWS = 500_000
+_PART_BLOCKS = 8_000_000
 
 
 def import_requests(
-    path: Path,
+    paths: Path | Sequence[Path],
     folder: Path,
     *,
     choices: RequestChoices | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Imported:
-    """Read a file of requests into the recording `folder`; return what was found.
+    """Read a file of requests, or the files of agents' sessions, into the recording `folder`.
 
-    `on_rows` is called with the number of requests read so far. Raises OutcomesError for a file of
-    which nothing can be read, UsageError for a choice that it does not have, RecordingError when
-    the folder cannot be written.
+    Returns what was found. `on_rows` is called with the number of requests read so far. Raises
+    OutcomesError where nothing can be read, UsageError for a choice that a file does not have and
+    for files that are no one load, RecordingError when the folder cannot be written.
     """
     check_free(folder)
-    chosen = format_of(path, FORMATS)
-    if chosen is None:
-        raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
     choices = choices or RequestChoices()
-    reader = chosen(path, choices)
+    files = RequestFiles([paths] if isinstance(paths, Path) else paths, choices, FORMATS)
     policy = Policy(method="majority", n=1, temperature=choices.temperature, top_p=choices.top_p)
     with written_into(folder) as tables:
         written = _Requests(tables, policy)
-        for frame in _parts(reader):
-            written.add(frame, reader.facts)
+        for frame in _parts(files):
+            written.add(frame, files.facts)
             if on_rows is not None:
                 on_rows(written.requests)
-        if not written.requests:
-            why = reader.skipped.text()
-            raise OutcomesError(
-                f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}). "
-                "See docs/import.md for what must be there"
-            )
-        notes = _notes(path, reader, written)
-        _finish(path, reader, written, notes)
+        notes = _notes(files, written)
+        _finish(files, written, notes)
     span_s = (written.last - written.first) / 1e9
+    read = "" if files.alone else f"{counted(len(files.read), 'file')}, "
+    requests = f"{counted(written.requests, 'request')} in {number(span_s, 's')}"
+    sessions = len(written.sessions) or None
     return Imported(
-        head=f"{chosen.name}: {counted(written.requests, 'request')} in {number(span_s, 's')}",
+        head=f"{files.format.name}: {read}{requests}",
         rows=[
+            *([] if sessions is None else [("sessions", f"{sessions:,}")]),
             ("tokens of prompt", f"{written.prompt_tokens:,}"),
             ("tokens of output", f"{written.output_tokens:,}"),
             ("with measured times", f"{written.measured:,}"),
             ("failed or cut off", f"{written.failed:,}"),
         ],
         facts={
-            "format": chosen.name,
-            "file": path.name,
+            "format": files.format.name,
+            "file": files.read[0]["name"],
+            "files": [
+                {"file" if key == "name" else key: each[key] for key in each} for each in files.read
+            ],
             "requests": written.requests,
+            "sessions": sessions,
             "measured": written.measured,
             "failed": written.failed,
             "span_s": span_s,
             "prompt_tokens": written.prompt_tokens,
             "output_tokens": written.output_tokens,
-            "skipped": reader.skipped.counts,
+            "skipped": files.skipped.counts,
         },
-        skipped=reader.skipped,
+        skipped=files.skipped,
         notes=tuple(notes),
     )
 
 
-def _parts(reader: RequestReader) -> Iterator[pl.DataFrame]:
-    """Yield the reader's frames, joined until a part is worth a file."""
+def _parts(files: RequestFiles) -> Iterator[pl.DataFrame]:
+    """Yield the files' frames, joined until a part is worth a file."""
     waiting: list[pl.DataFrame] = []
-    for frame in reader:
+    rows = blocks = 0
+    for frame in files:
         waiting.append(frame)
-        if sum(each.height for each in waiting) >= _PART_ROWS:
+        rows += frame.height
+        blocks += int(frame["prompt_blocks"].list.len().sum())
+        if rows >= _PART_ROWS or blocks >= _PART_BLOCKS:
             yield pl.concat(waiting)
-            waiting = []
+            waiting, rows, blocks = [], 0, 0
     if waiting:
         yield pl.concat(waiting)
 
@@ -135,6 +140,7 @@ class _Requests:
     first: int = 1 << 62
     last: int = 0
     keys: dict[str, Any] = field(default_factory=dict)
+    sessions: set[str] = field(default_factory=set)
     _before: int = 0
     _digest: Any = field(default_factory=hashlib.sha256)
 
@@ -145,15 +151,14 @@ class _Requests:
             self.keys = {"engine": engine, "policy": self.policy}
         self._count(frame)
         same = {name: value.key() for name, value in self.keys.items()}
-        rows = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8))
         ended = pl.when(pl.col("end").is_not_null())
-        problems = rows.with_columns(
+        problems = frame.with_columns(
             cached_prompt_tokens="cached_tokens",
             start="arrival",
             decided_at="end",
             decided_by_sample=ended.then(0),
         )
-        samples = rows.with_columns(sample_index=pl.lit(0))
+        samples = frame.with_columns(sample_index=pl.lit(0))
         self.tables.add("problems", problems, **same)
         self.tables.add("samples", samples, role="sample", **same)
 
@@ -177,6 +182,7 @@ class _Requests:
         self.failed += frame["error"].count()
         self.blocks += frame["prompt_blocks"].count()
         self.cached += frame["cached_tokens"].count()
+        self.sessions.update(frame["session"].drop_nulls().unique())
         self.prompt_tokens += int(frame["prompt_tokens"].sum())
         self.output_tokens += int(frame["output_tokens"].sum())
         lengths = frame.select(pl.col("prompt_tokens").fill_null(0))
@@ -185,17 +191,15 @@ class _Requests:
         self._digest.update(names.to_numpy().tobytes())
 
 
-def _notes(path: Path, reader: RequestReader, written: _Requests) -> list[str]:
+def _notes(files: RequestFiles, written: _Requests) -> list[str]:
+    measured = files.format.measured
     caveat = (
         "times are the client's, the engine is not known"
-        if reader.measured
+        if measured
         else "arrivals and lengths alone, the engine and the other times are not known"
     )
-    notes = [f"imported from {reader.name}: {path.name}. {caveat}"]
-    notes += [f"{path.name}: {each}" for each in reader.facts.notes]
-    if reader.skipped.counts:
-        notes.append(f"{path.name}: skipped: {reader.skipped.text()}")
-    if written.earlier and not reader.measured:
+    notes = [f"imported from {files.format.name}: {files.name}. {caveat}", *files.notes()]
+    if written.earlier and not measured:
         notes.append(
             f"requests that arrive before the one above them: {written.earlier:,} (first: line "
             f"{written.earlier_place:,}). They are taken in the order of their arrivals"
@@ -212,29 +216,18 @@ def _notes(path: Path, reader: RequestReader, written: _Requests) -> list[str]:
     return notes
 
 
-def _finish(
-    path: Path,
-    reader: RequestReader,
-    written: _Requests,
-    notes: Sequence[str],
-) -> None:
-    facts = reader.facts
-    file = {
-        "name": path.name,
-        "requests": written.requests,
-        "skipped": reader.skipped.counts,
-        "notes": facts.notes,
-    }
+def _finish(files: RequestFiles, written: _Requests, notes: Sequence[str]) -> None:
+    facts, first = files.facts, own_name(files.paths[0])
     written.tables.finish_one(
         {
-            "format": reader.name,
+            "format": files.format.name,
             **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
-            "files": [file],
+            "files": files.read,
         },
         notes,
         **written.keys,
         workload=WorkloadFacts(
-            name=own_name(path),
+            name=first if files.alone else f"{first} and {len(files.paths) - 1:,} more",
             hash=written.identity,
             problems=written.requests,
             prompt_block_tokens=facts.block_tokens if written.blocks else None,

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from traces.foreign.requests.reader import Request, RowReader, hashes, nanoseconds, token_count
-from traces.foreign.values import Field
-from traces.recording.tables import MOST_TOKENS
+from traces.foreign.requests.reader import Request, RowReader, hashes, nanoseconds, tokens
+from traces.foreign.values import Field, needed
 
 _MS = 1_000_000
 _SECONDS = range(1_500_000_000, 2_500_000_000)  # since 1970, of the years 2017 to 2049
-_TOKENS = Field(token_count, f"no whole number from 1 to {MOST_TOKENS:,}")
 _NEEDED = {
     "timestamp": Field(lambda value: nanoseconds(value, _MS), "no time in milliseconds"),
-    "input_length": _TOKENS,
-    "output_length": _TOKENS,
+    "input_length": tokens,
+    "output_length": tokens,
 }
 _HASHES = hashes(-(1 << 63), 1 << 64)
 
@@ -52,10 +50,7 @@ class MooncakeTrace(RowReader):
 
     def _request(self, number: int, row: dict[str, Any]) -> Request:
         """Return a line's request. Raises ValueError with why it is none."""
-        for name in _NEEDED:
-            if row.get(name) is None:
-                raise ValueError(f"without {name}")
-        arrival, prompt, output = (each.sound(row, name) for name, each in _NEEDED.items())
+        arrival, prompt, output = needed(row, _NEEDED)
         blocks = self._blocks(row, prompt, number)
         return Request(number, prompt, output, arrival, prompt_blocks=blocks)
 

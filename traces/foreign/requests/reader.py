@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import polars as pl
 
 from traces.errors import UsageError
-from traces.foreign.source import Reader, objects
+from traces.files import LINE_VALUES
+from traces.foreign.source import Reader, decode, objects, text_lines
 from traces.foreign.values import (
     BLOCK_TOKENS,
     LIMIT_BYTES,
@@ -27,6 +29,7 @@ from traces.foreign.values import (
 )
 from traces.recording.tables import LATEST_NS, MOST_TOKENS
 
+Line = TypeVar("Line")
 FAILED = "the request failed"
 _FRAME_ROWS = 50_000
 
@@ -69,10 +72,15 @@ class RequestFacts:
     """What a file says of all its requests; `notes` is what a reader must know.
 
     `concurrency` is given where a request was sent when another had ended, else they were sent at
-    their arrivals. `block_tokens` is how much of a prompt each of its blocks names.
+    their arrivals. `block_tokens` is how much of a prompt each of its blocks names. `session` is
+    that of a file that has one alone. With `own_names` equal blocks of another file are others.
+    `models` counts requests by the model that each names.
     """
 
     model: str | None = None
+    models: Counter[str] = field(default_factory=Counter)
+    session: str | None = None
+    own_names: bool = False
     concurrency: int | None = None
     rate_per_s: float | None = None
     block_tokens: int | None = None
@@ -98,14 +106,20 @@ class RequestChoices:
 class RequestReader(Reader[RequestChoices]):
     """Requests; `facts` are whole once they are read.
 
-    `measured` says that a client measured them, else only their arrivals are known.
+    `measured` says that a client measured them, else only their arrivals are known. Of a format
+    with `several`, many files may be one load. `unshared` has names for blocks that no other file
+    has: below 0, where no file has names of its own.
     """
 
     measured: ClassVar[bool] = True
+    several: ClassVar[bool] = False
 
-    def __init__(self, path: Path, choices: RequestChoices) -> None:
+    def __init__(
+        self, path: Path, choices: RequestChoices, unshared: Iterator[int] | None = None
+    ) -> None:
         super().__init__(path, choices)
         self.facts = RequestFacts()
+        self._unshared = count(-1, -1) if unshared is None else unshared
 
     @abstractmethod
     def __iter__(self) -> Iterator[pl.DataFrame]:
@@ -128,6 +142,29 @@ class RowReader(RequestReader):
         """Yield the file's lines of JSON with their numbers."""
         return objects(self._path, self._choices.limit_bytes, self.skipped, self.facts.notes)
 
+    def _ahead(self, kind: type[Line]) -> Iterator[tuple[int, Line]]:
+        """Yield the fields of `kind` of all lines that have them, before these are read."""
+        for number, line in text_lines(self._path, self._choices.limit_bytes, []):
+            try:
+                yield number, decode(line or b"", kind, LINE_VALUES)
+            except ValueError:
+                continue
+
+    def _full_blocks(
+        self, row: dict[str, Any], length: str, prompt_tokens: int, place: int
+    ) -> list[int] | None:
+        """Return the names of a prompt's full blocks with one for its rest, None where not told."""
+        size = self.facts.block_tokens or 1
+        ids: list[int] | None = _HASHES.optional(row, "hash_ids", self.skipped, place)
+        if ids is None:
+            return None
+        full, whole = prompt_tokens // size, -(-prompt_tokens // size)
+        if len(ids) not in (full, whole):
+            why = f"values of hash_ids that are not one per {size} tokens of {length}"
+            self.skipped.add(why, place)
+            return None
+        return ids if len(ids) == whole else [*ids, next(self._unshared)]
+
 
 def check_run(path: Path, run: int | None, count: int, what: str) -> None:
     """Raise UsageError where a file has several benchmarks, or not the one that is chosen."""
@@ -141,6 +178,9 @@ def token_count(value: Any, *, least: int = 1) -> int | None:
     """Return a whole number of tokens from `least` to 100 million, None where it is none."""
     count = whole_number(value)
     return count if count is not None and least <= count <= MOST_TOKENS else None
+
+
+tokens = Field(token_count, f"no whole number from 1 to {MOST_TOKENS:,}")
 
 
 def nanoseconds(value: Any, unit_ns: int) -> int | None:
@@ -162,6 +202,9 @@ def hashes(least: int, below: int) -> Field:
         return ids if whole else None
 
     return Field(read, "no list of whole numbers")
+
+
+_HASHES = hashes(0, 1 << 63)
 
 
 def ascend(*times: int | None) -> bool:
