@@ -169,6 +169,21 @@ def mooncake(path: Path, sent: list[Sent], spoil: dict | None = None) -> Path:
     return path
 
 
+def bailian(path: Path, sent: list[Sent], spoil: dict | None = None) -> Path:
+    """Write the lines, each a chat of its own; requests of the same prompt length begin alike."""
+    lines = []
+    for number, (arrival, prompt, output, *_) in enumerate(sent):
+        row = {"chat_id": number, "parent_chat_id": -1, "timestamp": arrival, "turn": 1}
+        row |= {"input_length": prompt, "output_length": output, "type": "text"}
+        row["hash_ids"] = [prompt * 1000 + place for place in range(-(-prompt // 16))]
+        change = (spoil or {}).get(number, {})
+        names = {"arrival": "timestamp", "prompt": "input_length", "output": "output_length"}
+        row |= {names.get(name, name): value for name, value in change.items()}
+        lines.append(json.dumps({k: v for k, v in row.items() if v is not ...}) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
 def vllm_bench(path: Path, sent: list[Sent], spoil: dict | None = None, **head) -> Path:
     rows = [
         {"arrival": 4000.5 + arrival, "prompt": p, "output": o, "ttft": ttft, "latency": latency}
@@ -283,6 +298,7 @@ def _guidellm_benchmark(sent, spoil, strategy) -> dict:
 REQUEST_CASES = (
     RequestCase("Azure LLM inference trace", "trace.csv", azure, False, rows=True, first=2),
     RequestCase("Mooncake trace", "trace.jsonl", mooncake, False, rows=True),
+    RequestCase("Bailian trace", "chats.jsonl", bailian, False, rows=True),
     RequestCase(
         "vllm bench serve result", "bench.json", vllm_bench, True, rows=False, unit="request"
     ),

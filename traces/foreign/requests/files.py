@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from traces.foreign.requests.reader import RequestChoices, RequestFacts, Request
 from traces.foreign.source import format_of, head_of, own_name
 from traces.foreign.values import Skipped
 
-_MOST_NAMED = 3  # of many files with the same fault
+_MOST_NAMED = 3  # of many files with the same note
+_MOST_FAULTS = 5
 
 
 class RequestFiles:
     """Requests of files of one format, iterated once.
 
-    `facts`, `skipped`, `read` and `broken` are whole afterwards: what the files say together, what
-    was left out of them, what was read of each, and why nothing or not all of some could be.
+    `facts`, `skipped` and `read` are whole afterwards: what the files say together, what was left
+    out of them, and what was read of each. A file that cannot be read is left out of several.
     Raises OutcomesError where nothing can be read, UsageError for files that are no one load.
     """
 
@@ -38,10 +39,10 @@ class RequestFiles:
         self.facts = RequestFacts()
         self.skipped = Skipped(unit=self.format.unit)
         self.read: list[dict[str, Any]] = []
-        self.broken: list[str] = []
         self._choices, self._unshared = choices, count(-1, -1)
-        self._sessions: dict[str, str] = {}
+        self._sessions: dict[str, Path] = {}
         self._told: dict[str, list[str]] = {}  # notes, with the files that have each
+        self._faults: dict[str, list[str]] = {}  # why files are left out, and which are
         self._own_names = 0
 
     @property
@@ -63,19 +64,19 @@ class RequestFiles:
             except OutcomesError as error:
                 if self.alone:
                     raise
-                self.broken.append(f"{path.name}: {str(error).removeprefix(f'{path}: ')}")
+                why = str(error).removeprefix(f"{path}: ")
+                self._faults.setdefault(why, []).append(path.name)
         if not self.read:
-            raise OutcomesError(f"none of {self.name} can be read. {self.broken[0]}")
+            raise OutcomesError(f"none of {self.name} can be read. {self._left_out()[0]}")
 
     def notes(self) -> list[str]:
         """Return what a reader must know of the files."""
-        notes = [f"{_first(files)}: {note}" for note, files in self._told.items()]
+        notes = _by_file(self._told)
         if self.skipped.counts:
             notes.append(f"{self.name}: skipped: {self.skipped.text()}")
-        if self.broken:
-            named = ". ".join(self.broken[:_MOST_NAMED])
-            more = f" (the first {_MOST_NAMED})" if len(self.broken) > _MOST_NAMED else ""
-            notes.append(f"files that are left out: {len(self.broken):,}{more}. {named}")
+        if self._faults:
+            count = sum(map(len, self._faults.values()))
+            notes.append(f"files that are left out: {count:,}. {'. '.join(self._left_out())}")
         if len(self.facts.models) > 1:
             models = ", ".join(f"{name} {uses:,}" for name, uses in self.facts.models.items())
             notes.append(f"requests of several models: {models}. They are taken for those of one")
@@ -86,9 +87,15 @@ class RequestFiles:
         if not self.alone and self._own_names:
             notes.append(
                 "prompts share blocks within their session alone, as hash ids hold in their file "
-                "alone. Common tools and system prompts of sessions are not known"
+                "alone. What sessions have in common, such as tools, is not known"
             )
         return notes
+
+    def _left_out(self) -> list[str]:
+        """Return why files are left out, for the first reasons."""
+        more = len(self._faults) - _MOST_FAULTS
+        rest = [f"There are {more:,} more reasons"] if more > 0 else []
+        return _by_file(self._faults)[:_MOST_FAULTS] + rest
 
     def _frames(self, path: Path, reader: RequestReader) -> Iterator[pl.DataFrame]:
         """Yield a file's frames. Raises OutcomesError and UsageError as a reader does."""
@@ -114,17 +121,18 @@ class RequestFiles:
 
     def _check(self, path: Path, facts: RequestFacts) -> None:
         """Take a file into the load. Raises OutcomesError for one that is there already."""
+        first = next(iter(self._sessions.values()), path)
         if not self._sessions:
             self.facts = facts
         if facts.block_tokens != self.facts.block_tokens:
             raise UsageError(
-                f"{path}: has blocks of {facts.block_tokens:,} tokens, and {self.paths[0]} of "
-                f"{self.facts.block_tokens:,}. Import them by themselves"
+                f"{path}: has blocks of {facts.block_tokens} tokens, and {first} of "
+                f"{self.facts.block_tokens}. Import them by themselves"
             )
         session = facts.session or own_name(path)
         if session in self._sessions:
-            raise OutcomesError(f"{path}: is session {session}, as {self._sessions[session]} is")
-        self._sessions[session] = path.name
+            raise OutcomesError(f"{path}: has the id of an earlier file")
+        self._sessions[session] = path
 
     def _close(self, path: Path, reader: RequestReader, requests: int) -> None:
         """Keep what a file says of itself."""
@@ -161,7 +169,11 @@ def _format(paths: Sequence[Path], formats: Sequence[type[RequestReader]]) -> ty
     )
 
 
-def _first(files: Sequence[str]) -> str:
-    """Return the first of some files' names, and how many more there are."""
-    more = len(files) - 1
-    return files[0] if not more else f"{files[0]} and {more:,} more"
+def _by_file(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each note behind the names of the first files that have it."""
+    lines = []
+    for note, files in notes.items():
+        more = len(files) - _MOST_NAMED
+        names = ", ".join(files[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+        lines.append(f"{names}: {note}")
+    return lines

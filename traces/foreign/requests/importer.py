@@ -90,9 +90,7 @@ def import_requests(
         facts={
             "format": files.format.name,
             "file": files.read[0]["name"],
-            "files": [
-                {"file" if key == "name" else key: each[key] for key in each} for each in files.read
-            ],
+            "files": [{"file": each.pop("name"), **each} for each in map(dict, files.read)],
             "requests": written.requests,
             "sessions": sessions,
             "measured": written.measured,

@@ -78,12 +78,12 @@ class BailianTrace(RowReader):
         """Return the first chat of a line's chain, else a session of the line alone."""
         chat, parent = whole_number(row.get("chat_id")), row.get("parent_chat_id")
         if chat is None or number in self._again:
-            why = "no whole number" if chat is None else "that of an earlier line"
-            self.skipped.add(f"values of chat_id that are {why}", number)
+            why = "are no whole number" if chat is None else "an earlier line has"
+            self.skipped.add(f"values of chat_id that {why}", number)
             return f"line {number}"
         if chat in self._circles:
             self.skipped.add("values of parent_chat_id that lead back to their chat", number)
-        elif parent not in (None, _NO_PARENT) and parent not in self._parents:
+        elif parent not in (None, _NO_PARENT) and whole_number(parent) not in self._parents:
             self.skipped.add("values of parent_chat_id that are no chat of the file", number)
         return str(self._roots[chat])
 
