@@ -198,8 +198,8 @@ def hashes(least: int, below: int) -> Field:
     """Return how the names of a prompt's blocks are read, each from `least` and under `below`."""
 
     def read(ids: Any) -> list[int] | None:
-        whole = isinstance(ids, list) and all(type(i) is int and least <= i < below for i in ids)
-        return ids if whole else None
+        whole = isinstance(ids, list) and {*map(type, ids)} <= {int}  # thousands to a prompt
+        return ids if whole and (not ids or (least <= min(ids) and max(ids) < below)) else None
 
     return Field(read, "no list of whole numbers")
 
