@@ -91,6 +91,11 @@ class RequestFiles:
             )
         return notes
 
+    def each(self) -> list[dict[str, Any]]:
+        """Return what to keep of each file, of those that are left out why."""
+        faults = self._faults.items()
+        return self.read + [_file(name, 0, {}, [why]) for why, names in faults for name in names]
+
     def _left_out(self) -> list[str]:
         """Return why files are left out, for the first reasons."""
         more = len(self._faults) - _MOST_FAULTS
@@ -143,14 +148,7 @@ class RequestFiles:
             self.facts.models += facts.models
         for note in facts.notes:
             self._told.setdefault(note, []).append(path.name)
-        self.read.append(
-            {
-                "name": path.name,
-                "requests": requests,
-                "skipped": reader.skipped.counts,
-                "notes": facts.notes,
-            }
-        )
+        self.read.append(_file(path.name, requests, reader.skipped.counts, facts.notes))
 
 
 def _format(paths: Sequence[Path], formats: Sequence[type[RequestReader]]) -> type[RequestReader]:
@@ -167,6 +165,12 @@ def _format(paths: Sequence[Path], formats: Sequence[type[RequestReader]]) -> ty
         if faults
         else OutcomesError(f"{paths[0]}: holds no requests that can be read (see docs/import.md)")
     )
+
+
+def _file(
+    name: str, requests: int, skipped: Mapping[str, int], notes: Sequence[str]
+) -> dict[str, Any]:
+    return {"name": name, "requests": requests, "skipped": skipped, "notes": notes}
 
 
 def _by_file(notes: Mapping[str, Sequence[str]]) -> list[str]:

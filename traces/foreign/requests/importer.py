@@ -90,7 +90,7 @@ def import_requests(
         facts={
             "format": files.format.name,
             "file": files.read[0]["name"],
-            "files": [{"file": each.pop("name"), **each} for each in map(dict, files.read)],
+            "files": [{"file": each.pop("name"), **each} for each in map(dict, files.each())],
             "requests": written.requests,
             "sessions": sessions,
             "measured": written.measured,
@@ -220,7 +220,7 @@ def _finish(files: RequestFiles, written: _Requests, notes: Sequence[str]) -> No
         {
             "format": files.format.name,
             **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
-            "files": files.read,
+            "files": files.each(),
         },
         notes,
         **written.keys,

@@ -173,6 +173,9 @@ def test_sessions_share_blocks_where_their_ids_are_said_to_hold_for_all(tmp_path
     assert any("within their session alone" in each for each in found.notes) == (not shared)
 
 
+_LEFT_OUT = ("other.json", "again.json", "bad.json", "sizeless.json")
+
+
 def test_files_that_cannot_be_read_are_named_and_the_others_are_read(tmp_path):
     good, cut = ([turn(0.0, 64, [1]), turn(4.0, 64, [1])] for _ in range(2))
     empty, other = tmp_path / "empty.json", tmp_path / "other.json"
@@ -191,6 +194,8 @@ def test_files_that_cannot_be_read_are_named_and_the_others_are_read(tmp_path):
     found, recording = together(tmp_path, *paths)
     assert recording.problems["problem_id"].to_list() == ["good/1", "good/2", "cut/1"]
     notes = "\n".join(found.notes)
+    empties = [each["file"] for each in found.facts["files"] if not each["requests"]]
+    assert len(found.facts["files"]) == 7 and set(empties) == {"empty.json", *_LEFT_OUT}
     assert "files that are left out: 5. empty.json: the file is empty" in notes
     for wanted in (
         "other.json: no coding-agent session",
@@ -278,6 +283,11 @@ def test_times_of_a_sub_agent_count_from_its_start_where_they_lie_before_it(tmp_
     turns = [turn(0.0, 64, [1]), agent(30.0, [turn(0.0, 64, [1]), inner, turn(40.0, 64, [1])])]
     _, recording = imported(tmp_path, turns)
     assert (recording.problems.sort("start")["start"] // 10**8).to_list() == [0, 300, 325, 700]
+
+
+def test_times_of_a_sub_agent_that_differ_by_rounding_are_those_of_the_session(tmp_path):
+    _, recording = imported(tmp_path, [turn(0.0, 64, [1]), agent(30.0, [turn(29.5, 64, [1])])])
+    assert (recording.problems.sort("start")["start"] // 10**8).to_list() == [0, 295]
 
 
 @pytest.mark.skipif(not SESSIONS.exists(), reason="the sessions of agents lie outside the project")

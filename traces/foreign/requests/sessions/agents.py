@@ -5,8 +5,8 @@
       {"t": 14.1, "type": "subagent", "requests": [...]}]}
 
 `t` is in seconds since the session began, and `api_time` is what the answer took. In a sub-agent
-kv-cache-tester counts `t` from its start, others from that of the session: a turn before the start
-says which. `hash_ids` name the full blocks of the prompt, from its start. The rest of a prompt,
+kv-cache-tester counts `t` from its start, others from that of the session: a turn a second before
+the start says which. `hash_ids` name the full blocks of the prompt, from its start. The rest of a prompt,
 less than a block, has no name and is nobody else's. Unless the scope of the ids is global, other
 sessions have the same ids for other text.
 """
@@ -37,6 +37,7 @@ _BEGAN: Final = Field(lambda value: nanoseconds(value, _S), "no time in seconds"
 _TOOK: Final = Field(lambda value: nanoseconds(value, _S), "no time")
 _DEEPEST: Final = 16  # sub-agents of sub-agents
 _LONGEST_ID: Final = 200
+_ROUNDED: Final = _S  # by how much two clocks of one time may differ
 
 
 class _Head(msgspec.Struct):
@@ -142,6 +143,6 @@ def _leaves(
         begun = turns.begun + (nanoseconds(entry.get("t"), _S) or 0)
         times = [nanoseconds(row.get("t"), _S) for row in rows]
         first = min((time for time in times if time is not None), default=begun)
-        own = _Turns(begun if first < begun else 0)
+        own = _Turns(begun if first < begun - _ROUNDED else 0)
         for row in rows:
             yield from _leaves(row, own, depth + 1)
