@@ -6,9 +6,9 @@
 
 `t` is in seconds since the session began, and `api_time` is what the answer took. In a sub-agent
 kv-cache-tester counts `t` from its start, others from that of the session: a turn a second before
-the start says which. `hash_ids` name the full blocks of the prompt, from its start. The rest of a prompt,
-less than a block, has no name and is nobody else's. Unless the scope of the ids is global, other
-sessions have the same ids for other text.
+the start says which. `hash_ids` name the full blocks of the prompt, from its start. The rest of a
+prompt, less than a block, has no name and is nobody else's. Unless the scope of the ids is global,
+other sessions have the same ids for other text.
 """
 
 from __future__ import annotations
