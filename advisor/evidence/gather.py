@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -225,11 +226,12 @@ def gather(
         steps += _steps(recording, windows, most)
         models.update(recording.manifest.models)
         _add_power(recording, power)
-        recorded, notes, in_turn = read_runs(recording)
+        recorded, notes, in_turn, turns = read_runs(recording)
         if windows is not None:
             untimed.append(_untimed(windows))
             recorded, more = _with_drawn(recording, windows, recorded, in_turn)
             recorded, why = _with_inferred(recording, windows, recorded)
+            recorded = _with_turns(recorded, turns)
             recorded = with_front_end(recording, recorded, windows)
             recorded = _with_decoders(recorded, windows, recording)
             notes += [*more, *why, *_seen_limits(recording), *_cancelled(recording, windows)]
@@ -631,9 +633,20 @@ def _with_drawn(
         notes.append(
             f"left out of {recording.name}: {counted(len(lengths), 'problem')} whose "
             f"{sum(lengths):,} requests came one after another, as the replay sends those of a "
-            "problem at once. Its load is lower by these"
+            "problem at once. Its load is lower by these. replay --agents takes them as sessions"
         )
     return runs, notes
+
+
+def _with_turns(
+    runs: Sequence[RecordedRun], turns: Mapping[EngineConfig, Sequence[ProblemRun]]
+) -> list[RecordedRun]:
+    """Return runs with the turns that spans tell of their engine, or of the only one there is."""
+    every = tuple(chain.from_iterable(turns.values()))
+    alone = len({run.engine for run in runs}) == 1
+    return [
+        replace(run, turns=tuple(turns.get(run.engine, every if alone else ()))) for run in runs
+    ]
 
 
 def _with_inferred(

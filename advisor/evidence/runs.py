@@ -106,7 +106,8 @@ class RecordedRun:
     lengths than their mean. With a `curve` lengths are drawn, and what of votes is right it alone
     tells. `at_once` requests were in flight at most, where their clients waited for answers (None:
     they did not, or it is not known). With `texts` the answers are texts, which are the same in
-    another run. Else they are numbers of this run's own.
+    another run. Else they are numbers of this run's own. `turns` are requests that came one after
+    another, as those of agents do: they are of sessions, and no problems of the run.
     """
 
     recording: str
@@ -121,6 +122,7 @@ class RecordedRun:
     curve: PublishedCurve | None = None
     texts: bool = False
     at_once: int | None = None
+    turns: tuple[ProblemRun, ...] = ()
 
     @property
     def samples(self) -> Iterator[Sample]:
@@ -229,12 +231,14 @@ class ReadRuns(NamedTuple):
     """The runs of a recording, and what to tell of problems that were left out.
 
     `in_turn` are the problems of watched engines that were left out since their requests came one
-    after another: how many requests each had. They count in the rate of a run.
+    after another: how many requests each had. They count in the rate of a run. `turns` are these
+    requests, of a session each problem.
     """
 
     runs: list[RecordedRun]
     notes: list[str]
     in_turn: dict[EngineConfig, list[int]]
+    turns: dict[EngineConfig, list[ProblemRun]]
 
 
 def read_runs(recording: Recording) -> ReadRuns:
@@ -265,6 +269,7 @@ def read_runs(recording: Recording) -> ReadRuns:
     grouped: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     lacking: Counter[str] = Counter()
     in_turn: dict[EngineConfig, list[int]] = {}
+    turns: dict[EngineConfig, list[ProblemRun]] = {}
     arrivals: dict[tuple[str, str], list[int | None]] = {}  # of traffic
     costs: dict[str, WindowCost] = {}
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
@@ -279,6 +284,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             arrivals.setdefault((row["engine"], row["policy"]), []).append(row["arrival"])
         if watched and _in_turn(own_rows.values()):
             in_turn.setdefault(engine, []).append(len(own_rows))
+            turns.setdefault(engine, []).extend(_turns_of(row, own_rows, engine.speculative))
             continue
         n = len(own_rows) if watched else policy.n
         run = _problem_run(row, list(own_rows.values()), n, engine.speculative, imported=imported)
@@ -320,7 +326,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             f"{recording.name}: right samples come without their answers, so no vote of several "
             "samples is known"
         )
-    return ReadRuns(runs, notes, in_turn)
+    return ReadRuns(runs, notes, in_turn, turns)
 
 
 AT_MOST = 0.2  # of the time in which requests wait, that the most of them are there at once
@@ -406,7 +412,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
     why = f"{recording.name}: from a published curve of {curve.problems:,} problems. "
     if curve.prompt_tokens is None:
         lacking = f"{why}How long prompts are is not known. Import again with --prompt-tokens"
-        return ReadRuns([], [lacking], {})
+        return ReadRuns([], [lacking], {}, {})
     count = max(min(curve.problems, MOST_PROBLEMS, MOST_DRAWN // curve.most), 1)
     rng = np.random.default_rng([count, curve.most])
     part = curve.spread / np.sqrt(2)
@@ -444,7 +450,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
         rate_per_s=None,
         curve=curve,
     )
-    return ReadRuns([run], [note], {})
+    return ReadRuns([run], [note], {}, {})
 
 
 def _check_left(
@@ -615,6 +621,24 @@ def _problem_run(
         group=row["group"],
         session=row["session"],
     )
+
+
+def _turns_of(
+    row: Mapping[str, Any], rows: Mapping[int, dict[str, Any]], speculative: Speculative | None
+) -> list[ProblemRun]:
+    """Return the sound requests of a watched problem that came one after another, a turn each."""
+    session = row["session"] or row["problem_id"]
+    turns = []
+    for index, own in rows.items():
+        asked = dict.fromkeys(("group", "decided_at", "prompt_blocks")) | {
+            **{"problem_id": f"{row['problem_id']}/{index}", "session": session},
+            **{name: own[name] for name in ("prompt_tokens", "arrival", "end")},
+            "start": own["arrival"],
+        }
+        turn = _problem_run(asked, [own], 1, speculative, imported=False)
+        if not isinstance(turn, str):
+            turns.append(turn)
+    return turns
 
 
 def _in_turn(samples: Iterable[Mapping[str, Any]]) -> bool:

@@ -6,10 +6,12 @@ a person. So a server that is slower gets it later. Its prompt is as a rule the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -91,6 +93,20 @@ class Sessions:
             beside=np.array(beside, dtype=bool),
             after_s=np.array(after_s),
         )
+
+    @classmethod
+    def watched(cls, turns: Sequence[ProblemRun], block_tokens: int) -> Sessions:
+        """Return the sessions of watched turns, each of which found what it had of the last one.
+
+        Raises UsageError as `of` does.
+        """
+        named, before, new = list[ProblemRun](), dict[str | None, list[int]](), itertools.count()
+        for turn in sorted(turns, key=lambda turn: turn.arrival_ns or 0):
+            kept = before.get(turn.session, [])[: turn.cached_tokens // block_tokens]
+            blocks = [*kept, *islice(new, -(-turn.prompt_tokens // block_tokens) - len(kept))]
+            before[turn.session] = blocks
+            named.append(replace(turn, prompt_blocks=tuple(blocks)))
+        return cls.of(named, named, prompt_block_tokens=block_tokens)
 
     @cached_property
     def session(self) -> Ints:

@@ -167,7 +167,7 @@ class Replays:
     def _pose(self, own: RecordedRun) -> None:
         """Set what is replayed: draws of the recorded samples, when they come, and the limits."""
         sources, question = self.sources, self.question
-        source, self.at_once = sources[0], own.at_once
+        source, self.at_once, self.turns = sources[0], own.at_once, own.turns
         problems = own.problems.values()
         self.arriving_per_s = rate_under_load(
             (each.arrival_ns for each in problems), (each.latency_s for each in problems)
@@ -567,12 +567,14 @@ class Replays:
         recording does not tell sessions.
         """
         source = self.sources[0]
+        problems = [source.problems[name] for name in self.ids]
         try:
-            sessions = Sessions.of(
-                [source.problems[name] for name in self.ids],
-                self.loads[0],
-                prompt_block_tokens=self.block_tokens,
-            )
+            if self.turns:
+                sessions = Sessions.watched(self.turns, self.engine.block_size or 16)
+            else:
+                sessions = Sessions.of(
+                    problems, self.loads[0], prompt_block_tokens=self.block_tokens
+                )
         except UsageError as error:
             raise UsageError(f"{self.base.name}: {error}") from None
         endless = replace(self.limits, num_blocks=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -168,3 +169,18 @@ def test_too_many_agents_are_refused_before_they_fill_the_memory():
     sessions = sessions_of(chat("a", 200, 1.0))
     with pytest.raises(UsageError, match="too many to replay"):
         partial(asked(sessions).run, 1_000)()
+
+
+def test_watched_turns_find_what_they_found_of_the_last_one():
+    """Nothing names their blocks. A turn begins with what it found in the cache."""
+    found, turns = [0, 48, 80], []
+    for number, cached in enumerate(found):
+        for name in ("a", "b"):
+            own = turn(number, name, 3.0 * number, 1.0, prompt=64 + 32 * number)
+            turns.append(replace(own, cached_tokens=cached))
+    sessions = Sessions.watched(turns, BLOCK)
+    told = asked(sessions).run(2)
+    assert told.cached_share.value == pytest.approx(sum(found) / (64 + 96 + 128), abs=0.02)
+    assert sessions.names == ("a", "b")
+    tight = asked(sessions, blocks=20).run(6)  # their last turns have 8 blocks and more each
+    assert tight.cached_share.value < 0.8 * told.cached_share.value

@@ -45,8 +45,12 @@ def test_problems_in_rounds_are_left_out_and_counted(tmp_path):
         span(7, parent=73),
     ]
     recording = watched_spans(tmp_path / "live", spans)
-    runs, notes, in_turn = read_runs(recording)
+    runs, notes, in_turn, turns = read_runs(recording)
     (run,) = runs
+    told = [(turn.session, turn.prompt_tokens, turn.latency_s) for turn in turns[run.engine]]
+    assert len({session for session, *_ in told}) == 2 and len(told) == 4
+    assert sorted(prompt for _, prompt, _ in told)[-1] == 5000
+    assert all(took > 0 for *_, took in told)
     assert sorted(len(each.samples) for each in run.problems.values()) == [1, 2]
     assert notes == [] and in_turn == {run.engine: [2, 2]}
     assert run.rate_per_s == pytest.approx(arrival_rate(recording.problems["arrival"]))
@@ -54,7 +58,8 @@ def test_problems_in_rounds_are_left_out_and_counted(tmp_path):
         runs,
         [
             "left out of live: 2 problems whose 4 requests came one after another, as the replay "
-            "sends those of a problem at once. Its load is lower by these"
+            "sends those of a problem at once. Its load is lower by these. replay --agents takes "
+            "them as sessions"
         ],
     )
     alone = watched_spans(tmp_path / "alone", spans[:2])
@@ -78,7 +83,7 @@ def test_one_agent_leaves_the_spans_of_all_others(tmp_path, monkeypatch, others,
     agent = span(1, parent=70), span(2, parent=70, start=30)
     plain = (span(at, parent=70 + at) for at in range(3, 3 + others))
     recording = watched_spans(tmp_path / "live", [*agent, *plain])
-    runs, _, in_turn = read_runs(recording)
+    runs, _, in_turn, _ = read_runs(recording)
     drawn = SimpleNamespace(engine=runs[0].engine)
     monkeypatch.setattr(evidence, "drawn_traffic", lambda *_: [drawn])
     windows = {runs[0].engine.key(): polled(2 + others)}
