@@ -569,8 +569,9 @@ class Replays:
         source = self.sources[0]
         problems = [source.problems[name] for name in self.ids]
         try:
-            if self.turns:
-                sessions = Sessions.watched(self.turns, self.engine.block_size or 16)
+            if self.block_tokens is None:
+                turns = [*self.turns, *(each for each in problems if each.session is not None)]
+                sessions = Sessions.watched(turns, self.engine.block_size or 16)
             else:
                 sessions = Sessions.of(
                     problems, self.loads[0], prompt_block_tokens=self.block_tokens

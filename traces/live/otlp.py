@@ -40,6 +40,7 @@ _TEXTS = frozenset(
         "gen_ai.request.model",
         "gen_ai.response.model",
         "gen_ai.operation.name",
+        "gen_ai.conversation.id",
         "error.type",
     }
 )

@@ -2,13 +2,15 @@
 
 Children of one request have the same request id; the N requests of one question have the same
 parent span. A client's own span of a request, between that parent and the engine's span, is the
-request seen from outside: it is no sample of its own where the engine's span is there. Requests
-with one parent and different prompts are the rounds of a problem. Spans come in any order, a few
+request seen from outside: it is no sample of its own where the engine's span is there. It may name
+the conversation, a session that the question is a turn of. Requests with one parent and different
+prompts are the rounds of a problem. Spans come in any order, a few
 seconds apart, so a group is written when nothing has been added to it for a while.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +24,7 @@ MOST_GROUPS = 20_000  # that are open or remembered
 MOST_HELD = 40_000  # spans of them; the oldest groups are given up first
 MOST_CLIENTS = 20_000  # client spans, requests and parents that are remembered
 MOST_KNOWN = 50_000  # spans that are known if an exporter sends them again
+CONVERSATION = "gen_ai.conversation.id"  # OpenTelemetry's name of a session
 MOST_CHILDREN = 4_096  # of one parent; a parent of more is no question
 Row = dict[str, Any]
 
@@ -32,6 +35,7 @@ class Group:
 
     key: str
     parent: str
+    session: str | None = None
     spans: list[GenSpan] = field(default_factory=list)
     written: int = 0
     touched: float = 0.0
@@ -104,6 +108,8 @@ class SpanGroups:
         if len(group.spans) >= MOST_CHILDREN:
             self.dropped += 1
             return
+        told = (each.values.get(CONVERSATION) for each in (span, client) if each is not None)
+        group.session = next(filter(None, map(_session, told)), group.session)
         group.spans.append(span)
         group.touched = self._clock()
         self._groups.move_to_end(key)
@@ -180,6 +186,7 @@ class SpanGroups:
                 "arrival": min(span.start for span in group.spans),
                 "end": end,
                 "decided_at": None if failed else end,
+                "session": group.session,
                 "trace_id": first.trace_id,
                 "span_id": group.parent,
                 "error": "error" if failed else None,
@@ -222,6 +229,13 @@ def sample_row(span: GenSpan) -> Row:
         "end": _end(span),
         "error": error or ("error" if span.failed else None),
     }
+
+
+def _session(conversation: float | str | None) -> str | None:
+    """Return a name for a conversation that tells nobody its id; None without one."""
+    if not conversation:
+        return None
+    return hashlib.sha256(str(conversation).encode()).hexdigest()[:16]
 
 
 def _end(span: GenSpan) -> int:

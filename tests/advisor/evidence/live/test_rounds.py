@@ -9,7 +9,8 @@ import pytest
 from advisor.evidence import gather as evidence
 from advisor.evidence.gather import _with_drawn, gather
 from advisor.evidence.runs import arrival_rate, read_runs
-from benchmarks.made.spans import request, span
+from advisor.forecast.sessions import Sessions
+from benchmarks.made.spans import client, request, span
 from tests.advisor.synthetic import START, engine_of
 from traces.errors import RecordingError
 from traces.live.numbers import FINISHED, GAUGES, GENERATED, Window
@@ -91,3 +92,22 @@ def test_one_agent_leaves_the_spans_of_all_others(tmp_path, monkeypatch, others,
     assert found == (runs if kept else [drawn])
     told = "1 problem whose 2 requests" if kept else "lengths and arrivals are those of /metrics"
     assert told in note
+
+
+def test_a_conversation_is_a_session_and_its_id_is_told_to_nobody(tmp_path):
+    """The client's span names it. Turns have traces of their own."""
+    spans = []
+    for number in range(3):
+        trace, name = f"{number + 1:02x}", {"gen_ai__conversation__id": "secret-chat-7"}
+        spans.append(client(10 + number, parent="", trace=trace, start=10 * number, **name))
+        spans.append(span(20 + number, parent=10 + number, trace=trace, start=10 * number))
+    recording = watched_spans(tmp_path / "live", [*spans, span(30, parent=99, trace="0f")])
+    sessions = recording.problems["session"].to_list()
+    assert sorted(map(str, sessions))[-1] == "None" and len({*sessions}) == 2
+    assert "secret" not in str(recording.problems.rows())
+    (run,) = read_runs(recording).runs
+    turns = [each for each in run.problems.values() if each.session is not None]
+    assert len(turns) == 3
+    told = Sessions.watched(turns, 16)
+    assert told.after.tolist() == [-1, 0, 1]
+    np.testing.assert_allclose(told.after_s, [0, 8, 8], atol=0.1)
