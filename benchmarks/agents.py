@@ -3,8 +3,9 @@
 A vLLM server (CPU, the small reasoner) serves agents while `ttscope attach` watches it with its
 spans and the plugin. Each agent sends a turn, waits for the answer, sleeps as its tools would, and
 sends the next one, whose prompt is the last one's and more. What few agents left in the recording
-is asked for more of them (`replay --agents`). Then so many are sent, and a client with its own
-clock measures their turns. It prints the predicted mean and p95 beside the measured ones.
+is asked for more of them (`replay --agents`). Then so many are sent. It prints the predicted turns
+beside those that the server measured (its spans) and those of the client, which has HTTP and its
+own waiting for a core in them.
 `--keep FOLDER` leaves the recordings and what was measured there, and predicts again from those.
 """
 
@@ -94,9 +95,25 @@ class Agents:
         for agent, _, answered in sorted(self.turns, key=lambda turn: turn[2]):
             first.setdefault(agent, answered)
         begin, end = max(first.values()), max(self.begun)
+        ago_s = time.time() - time.monotonic()
         took = np.array([done - sent for _, sent, done in self.turns if begin < sent <= end])
-        return {"turns": len(took), "mean": float(took.mean()), "p50": float(np.median(took)),
-                "p95": float(np.quantile(took, 0.95))}  # fmt: skip
+        return figures(took) | {"begin": begin + ago_s, "end": end + ago_s}
+
+
+def figures(took: np.ndarray) -> dict[str, float]:
+    """Return what is looked at of times of turns."""
+    p50, p95 = np.quantile(took, (0.5, 0.95)).tolist()
+    return {"turns": len(took), "mean": float(took.mean()), "p50": p50, "p95": p95}
+
+
+def of_spans(folder: Path, window: dict[str, float]) -> dict[str, float]:
+    """Return the same of the server's spans of requests that came in a window, unix seconds."""
+    from traces.recording.reader import Recording  # not before the servers are forked
+
+    turns = Recording.open(folder / "live").samples.drop_nulls(["arrival", "end"])
+    came = turns["arrival"].to_numpy() / 1e9
+    inside = (came > window["begin"]) & (came <= window["end"])
+    return figures(((turns["end"] - turns["arrival"]).to_numpy() / 1e9)[inside])
 
 
 def watched(folder: Path, agents: int, count: int, seed: int) -> dict[str, float]:
@@ -152,15 +169,17 @@ def main() -> None:
         ).communicate()  # fmt: skip
         if not out:
             raise SystemExit(told)
-        print("agents  number  measured  predicted  off    interval")
+        print("agents  number   server   client  predicted  off     interval")
         for run in json.loads(out)["agents"]["by_agents"]:
+            client = measured[run["agents"]]
+            server = of_spans(folder / str(run["agents"]), client)
             for part in ("mean", "p50", "p95"):
-                real, said = measured[run["agents"]][part], run["turn_s"][part]
+                real, said = server[part], run["turn_s"][part]
                 held = said["low"] is None or said["low"] <= real <= (said["high"] or np.inf)
                 ends = f"[{(said['low'] or 0) * 1e3:.0f}, {(said['high'] or np.inf) * 1e3:.0f}]"
-                off, said_ms = said["value"] / real - 1, said["value"] * 1e3
-                print(f"{run['agents']:6} {part:>7} {real * 1e3:6.0f} ms {said_ms:7.0f} ms", end="")
-                print(f" {off:+6.1%}  {ends} {'held' if held else 'MISSED'}")
+                three = [f"{each * 1e3:6.0f} ms" for each in (real, client[part], said["value"])]
+                print(f"{run['agents']:6} {part:>7} {' '.join(three)}", end="")
+                print(f" {said['value'] / real - 1:+6.1%}  {ends} {'held' if held else 'MISSED'}")
 
 
 if __name__ == "__main__":

@@ -663,7 +663,7 @@ def _ranked(
     return np.asarray(values[np.minimum(places, last)], dtype=float)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def _weights(size: int) -> Floats:
     """Return how often each of `size` problems is drawn, one row per replicate.
 

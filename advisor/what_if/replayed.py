@@ -1020,20 +1020,18 @@ class Replays:
         """Whether every sample ends, so that what is generated does not depend on when."""
         return self.stop == Stop()
 
-    def _of_any(self, value: Callable[[int, Floats], Floats]) -> float:
+    def _of_any(self, value: Callable[[Floats, Floats], Floats]) -> float:
         """Return a problem's mean of n samples' `value`, exact over all choices of n of them.
 
-        `value` takes the tokens of a prompt, and those that its samples generated.
+        `value` takes the tokens of samples' prompts, and those that they generated [samples].
         """
-        values = [
-            value(
-                problem.prompt_tokens, np.array([float(s.output_tokens) for s in problem.samples])
-            )
-            for problem in (source.problems[name] for source in self.sources for name in self.ids)
-        ]
-        if self.as_sent:
-            return float(np.mean([each.sum() for each in values]))
-        return self.drawn * float(np.mean([each.mean() for each in values]))
+        problems = [source.problems[name] for source in self.sources for name in self.ids]
+        counts = np.array([len(each.samples) for each in problems])
+        prompts = np.array([float(each.prompt_tokens) for each in problems])
+        made = np.array([float(s.output_tokens) for each in problems for s in each.samples])
+        values = value(np.repeat(prompts, counts), made)
+        sums = np.add.reduceat(values, np.cumsum(counts) - counts)
+        return float(np.mean(sums)) if self.as_sent else self.drawn * float(np.mean(sums / counts))
 
     def _flops(self, first: Estimate | None) -> Estimate | None:
         """Return the first draw's FLOPs, moved to the mean over all draws.
