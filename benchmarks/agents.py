@@ -20,9 +20,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.servers.clients import verb
-from benchmarks.servers.vllm_server import free_port, running
-from profiler.plugin.shared_token import shared_token
+from benchmarks.servers.clients import attached, verb
+from benchmarks.servers.vllm_server import free_port, running, telling
 
 FLAGS = ("--max-num-seqs", "16", "--max-num-batched-tokens", "512", "--enable-prefix-caching")
 LONGEST = 1_000  # tokens of the model's context
@@ -122,26 +121,14 @@ def watched(folder: Path, agents: int, count: int, seed: int) -> dict[str, float
     if told.exists():
         return json.loads(told.read_text())
     port = free_port()
-    here = f"http://127.0.0.1:{port}"
-    variables = {
-        "TTSCOPE_PLUGIN": here,
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
-        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
-    }
-    spans = ("--otlp-traces-endpoint", f"{here}/v1/traces")
+    spans, variables = telling(port)
     with running(folder / "server", *spans, *FLAGS, **variables) as server:
         model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
         Agents(server.url, model, 2, sessions(4, 99)).run()  # it warms up
         time.sleep(6.0)  # their spans go out before anybody listens
-        attach = verb("attach", server.url, "--listen", port, "-o", folder / "live", "--json")
-        while not (folder / "live" / "recording.json").exists():
-            time.sleep(0.1)
-        time.sleep(1.0)
-        sent = Agents(server.url, model, agents, sessions(count, seed))
-        sent.run()
-        time.sleep(14.0)  # exporters send every 5 s, and a session settles
-        attach.terminate()
-        attach.communicate()
+        with attached(server.url, port, folder / "live", settle_s=14.0):
+            sent = Agents(server.url, model, agents, sessions(count, seed))
+            sent.run()
     told.write_text(json.dumps(sent.steady()))
     return sent.steady()
 

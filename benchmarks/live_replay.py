@@ -26,9 +26,8 @@ from unittest.mock import patch
 import httpx
 import numpy as np
 
-from benchmarks.servers.clients import verb
-from benchmarks.servers.vllm_server import free_port, running
-from profiler.plugin.shared_token import shared_token
+from benchmarks.servers.clients import attached
+from benchmarks.servers.vllm_server import free_port, running, telling
 from profiler.workload.problems import load_workload
 
 if TYPE_CHECKING:
@@ -68,13 +67,7 @@ def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, i
     if (folder / "live" / "recording.json").exists():
         return folder / "live"
     port = free_port()
-    here = f"http://127.0.0.1:{port}"
-    variables = {
-        "TTSCOPE_PLUGIN": here,
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
-        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
-    }
-    spans = ("--otlp-traces-endpoint", f"{here}/v1/traces")
+    spans, variables = telling(port)
     with running(folder / "server", *spans, *flags, **variables) as server:
         model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
 
@@ -89,21 +82,15 @@ def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, i
         for _, prompt, n, _ in load[:8]:
             ask(prompt, n, 8)
         time.sleep(6.0)  # their spans go out before anybody listens
-        attach = verb("attach", server.url, "--listen", port, "-o", folder / "live", "--json")
-        while not (folder / "live" / "recording.json").exists():
-            time.sleep(0.1)
-        time.sleep(1.0)
-        begun, threads = time.monotonic(), []
-        for at, *request in load:
-            time.sleep(max(begun + at - time.monotonic(), 0.0))
-            threads.append(threading.Thread(target=ask, args=request))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-        client.close()
-        time.sleep(10.0)  # exporters send every 5 s
-        attach.terminate()
-        attach.communicate()
+        with attached(server.url, port, folder / "live", settle_s=10.0):
+            begun, threads = time.monotonic(), []
+            for at, *request in load:
+                time.sleep(max(begun + at - time.monotonic(), 0.0))
+                threads.append(threading.Thread(target=ask, args=request))
+                threads[-1].start()
+            for thread in threads:
+                thread.join()
+            client.close()
     return folder / "live"
 
 

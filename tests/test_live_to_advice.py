@@ -14,8 +14,7 @@ import httpx
 import pytest
 
 from advisor.evidence.live.histograms import FEWEST_INTERVALS
-from benchmarks.servers.vllm_server import end, free_port, launch, wait_for, with_probe
-from profiler.plugin.shared_token import shared_token
+from benchmarks.servers.vllm_server import end, free_port, launch, telling, wait_for, with_probe
 from tests.profiler.command import Running, ttscope
 from traces.live.numbers import RUNNING
 from traces.live.watched import windows_of
@@ -37,15 +36,12 @@ def verb(*arguments):
 
 def served(folder, port, limit):
     """Start a server with spans, and the plugin with the batch of each step."""
-    here = f"http://127.0.0.1:{port}"
-    variables = {
-        "TTSCOPE_PLUGIN": here,
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
-        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
+    spans, variables = telling(port)
+    variables |= {
         "OTEL_BSP_SCHEDULE_DELAY": "300",
         "PYTHONPATH": with_probe(folder / "site", ""),
     }
-    flags = ["--otlp-traces-endpoint", f"{here}/v1/traces", "--max-num-seqs", limit]
+    flags = [*spans, "--max-num-seqs", limit]
     return launch(folder, *flags, "--enable-logging-iteration-details", **variables)
 
 

@@ -62,7 +62,7 @@ class RecordedProblem:
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
     `shared_tokens` of it other problems begin with (None: what it found there, or as much as is
-    usual where it found nothing). `prompt_blocks` name the prompt's blocks where they are told:
+    usual where it found nothing). `prompt_blocks` name the prompt's blocks where these are known:
     equal names are equal prefixes. `route` is its own table of samples, packed
     (traces/schema/tts/routes.py), 0 without one. `front_end_s` is what a server's front end takes
     of it, beside its engine (live/front_end_time.py). `server` is the engine that it goes to, its

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from advisor.forecast.one_more_run import of_one_more_run
 from advisor.forecast.sessions import AgentLoad, AgentTurns, Sessions
 from advisor.replay.result import Replayed
 from traces.errors import UsageError
@@ -17,7 +18,7 @@ from traces.schema.estimate import Estimate, Interval
 from traces.schema.record import Record
 from traces.statistics import Z95, Floats, spread
 
-DRAWS: Final = 3  # loads of other agents, of which the mean is told
+DRAWS: Final = 3  # random loads of as many agents, which are averaged
 LONGER: Final = 4  # times as many turns where too few came while all were at work
 LIMIT: Final = 4096  # agents, up to which a limit is looked for
 REFINED: Final = 4  # halvings of the interval in which the limit is crossed
@@ -25,7 +26,7 @@ REFINED: Final = 4  # halvings of the interval in which the limit is crossed
 
 @dataclass(frozen=True, kw_only=True)
 class AgentsRun(Record):
-    """So many agents at work, each of which begins another session when one is over.
+    """So many agents at work. An agent begins another session when one is over.
 
     `turn_s` is from a request to its answer, `ttft_s` to its first token. `session_s` is a mean
     session with its tools, which take `tools_share` of it (None where turns of a session overlap).
@@ -48,7 +49,7 @@ class AgentsRun(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MostAgents(Record):
-    """The most agents of which a p95 turn takes no longer than `limit_s`, 0 where one's does.
+    """The most agents whose p95 turn takes at most `limit_s`, 0 where that of one takes longer.
 
     `low` and `high` are those at the slow and the fast end of the prediction. None: not even
     `LIMIT` reach it.
@@ -226,23 +227,14 @@ class _Numbers:
     def of(self, number: Callable[[AgentTurns], float], unit: str) -> Estimate:
         """Return a number with the interval of one more run of agents with these sessions."""
         each = [number(turns) for turns in self.usual]
-        value = float(np.mean(each))
-        plain = Estimate(value=value, unit=unit, extrapolated=self.extrapolated)
-        if not self.ends or value <= 0:
-            return plain
-        fresh = self._fresh(each, value, [number(turns) for turns in self.ends])
-        high = min(fresh.high or math.inf, 1.0) if unit == "1" else fresh.high
-        return Estimate(
-            value=value, low=fresh.low, high=high, unit=unit, of="fresh",
+        return of_one_more_run(
+            float(np.mean(each)),
+            unit,
+            draws=each,
+            days=[number(turns) / max(each[0], 1e-12) for turns in self.ends],
+            most=1.0 if unit == "1" else math.inf,
             extrapolated=self.extrapolated,
-        )  # fmt: skip
-
-    def _fresh(self, draws: Sequence[float], value: float, ends: Sequence[float]) -> Interval:
-        """Return what one more run may have: another load of agents, on a day fast or slow."""
-        half = Z95 * float(np.std(draws, ddof=1)) / value
-        moved = [math.log(max(end, 1e-12) / max(draws[0], 1e-12)) for end in ends]
-        low, high = (math.hypot(max(sign * end for end in [*moved, 0.0]), half) for sign in (-1, 1))
-        return Interval(low=value * math.exp(-low), high=value * math.exp(high))
+        )
 
     def spread(self, name: str) -> dict[str, Estimate]:
         """Return mean, p50 and p95 of a time of turns, with both of its intervals."""

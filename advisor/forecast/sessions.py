@@ -96,7 +96,7 @@ class Sessions:
 
     @classmethod
     def watched(cls, turns: Sequence[ProblemRun], block_tokens: int) -> Sessions:
-        """Return the sessions of watched turns, each of which found what it had of the last one.
+        """Return the sessions of watched turns. A turn begins with what it found in the cache.
 
         Raises UsageError as `of` does.
         """
@@ -203,7 +203,7 @@ def _befores(came_s: Floats, ended_s: Floats) -> tuple[Ints, Bools, Floats]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AgentLoad:
-    """A load of agents, and of which recorded session each of its turns is, [turns]."""
+    """A load of agents. `session` [turns] has the recorded session of each turn."""
 
     agents: int
     workload: ReplayWorkload
@@ -212,8 +212,8 @@ class AgentLoad:
     def steady(self, run: Replayed) -> AgentTurns | None:
         """Return the turns that came while all agents were at work; None where there are few.
 
-        They come after the first turn of each agent was answered, for which its context was read
-        anew, and before the last session began.
+        An agent's first turn reads its whole context. So turns count once each agent has its first
+        answer, and until the last session begins.
         """
         turns = self.workload.turns
         assert turns is not None

@@ -77,10 +77,14 @@ class Turns:
         problems["root"], problems["after_s"] = self.session, self.after_s
         problems["left"] = 0
         problems["left"][: self.sessions] = np.bincount(self.session, minlength=self.sessions)
-        for turn in range(len(problems) - 1, self.sessions - 1, -1):
-            kin = "companion" if self.beside[turn] else "follower"
-            problems["sibling"][turn] = problems[kin][self.after[turn]]
-            problems[kin][self.after[turn]] = turn
+        for name, alike in (("companion", self.beside), ("follower", ~self.beside)):
+            turns = self.sessions + np.flatnonzero(alike[self.sessions :])
+            turns = turns[np.argsort(self.after[turns], kind="stable")]
+            before = self.after[turns]
+            follows = np.append(before[1:] == before[:-1], False)[: len(turns)]
+            problems["sibling"][turns[follows]] = turns[1:][follows[:-1]]
+            parents, first = np.unique(before, return_index=True)
+            problems[name][parents] = turns[first]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -238,14 +242,9 @@ class ReplayWorkload:
 
     def _segments_at(self, places: Ints, groups: Ints | None, copies: Ints | None) -> Segments:
         """Return the segments of the problems at these places (`posed`)."""
-        groups = np.arange(len(self.first) - 1) if groups is None else groups
+        own = self._of_one_problem if groups is None else self._of_one(groups)
         copies = np.arange(len(places)) if copies is None else copies
         count = len(self.segment_start)
-        users = np.repeat(groups, np.diff(self.first_segment))
-        least, most = np.full(count, len(groups)), np.full(count, NONE)
-        np.minimum.at(least, self.path, users)
-        np.maximum.at(most, self.path, users)
-        own = least == most
         first_segment, parts = _taken(self.first_segment, places)
         path = self.path[parts].astype(np.int64)
         copied = own[path]
@@ -262,6 +261,19 @@ class ReplayWorkload:
             self.segment_end[segments],
             self.segment_found[segments],
         )
+
+    def _of_one(self, groups: Ints) -> Bools:
+        """Return which segments only problems of one of the groups [problems] begin with."""
+        users = np.repeat(groups, np.diff(self.first_segment))
+        least = np.full(len(self.segment_start), len(groups))
+        most = np.full(len(self.segment_start), NONE)
+        np.minimum.at(least, self.path, users)
+        np.maximum.at(most, self.path, users)
+        return np.asarray(least == most)
+
+    @cached_property
+    def _of_one_problem(self) -> Bools:
+        return self._of_one(np.arange(len(self.first) - 1))
 
     def in_machine_time(self, pace: Pace) -> ReplayWorkload:
         """Return the same with what comes by the clock in the machine's own time."""

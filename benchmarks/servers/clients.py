@@ -52,6 +52,21 @@ def verb(*arguments, **options):
     )
 
 
+@contextmanager
+def attached(url, port, output, settle_s):
+    """Record a server that tells its steps and spans to the port, and for so long afterwards."""
+    attach = verb("attach", url, "--listen", port, "-o", output, "--json")
+    while not (output / "recording.json").exists():
+        time.sleep(0.1)
+    time.sleep(1.0)
+    try:
+        yield
+        time.sleep(settle_s)  # exporters send every 5 s
+    finally:
+        attach.terminate()
+        attach.communicate()
+
+
 def until(true, seconds=60):
     deadline = time.monotonic() + seconds
     while not true():

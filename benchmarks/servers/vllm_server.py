@@ -15,6 +15,7 @@ import httpx
 
 from benchmarks.servers.warm import Warm
 from profiler.engines.options import model_path
+from profiler.plugin.shared_token import shared_token
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +92,17 @@ def end(server):
     finally:
         server.signal(signal.SIGKILL)
         server.process.wait(timeout=60)
+
+
+def telling(port):
+    """Return the flags and the variables of a server that tells its steps and spans to a port."""
+    here = f"http://127.0.0.1:{port}"
+    variables = {
+        "TTSCOPE_PLUGIN": here,
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
+    }
+    return ("--otlp-traces-endpoint", f"{here}/v1/traces"), variables
 
 
 @contextmanager

@@ -213,7 +213,9 @@ def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Re
         else with_lengths(Recording.open(asked.at_pace_of)),
         batch=asked.batch,
         agents=read_agents(asked.agents),
-        max_turn_s=_turn_limit(asked.max_turn_latency),
+        max_turn_s=None
+        if asked.max_turn_latency is None
+        else parse_value(asked.max_turn_latency, "--max-turn-latency"),
         acceptance=() if asked.acceptance is None else read_acceptance(asked.acceptance),
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
@@ -232,12 +234,6 @@ def read_agents(text: str | None) -> tuple[int, ...]:
             f"--agents {text}: give numbers from 1 to {MOST_AGENTS:,}, such as 8,16,32"
         )
     return tuple(sorted(set(counts)))
-
-
-def _turn_limit(text: str | None) -> float | None:
-    from advisor.search.budget import parse_value
-
-    return None if text is None else parse_value(text, "--max-turn-latency")
 
 
 def _check_load(asked: ReplayOptions) -> None:

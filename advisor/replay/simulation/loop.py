@@ -156,7 +156,7 @@ def _has_room(world: World, rules: Rules, p: int) -> bool:
 
 @inner
 def _send_after(world: World, turn: int, since: float, coming: int) -> int:
-    """Put a turn and its siblings on the heap of those that come; return how many these are."""
+    """Put a turn and its siblings on the heap of those that come; return its new size."""
     while turn != NONE:
         world.problems[turn].arrival = since + world.problems[turn].after_s
         place, above = wide(coming), wide((coming - 1) // 2)
@@ -171,7 +171,7 @@ def _send_after(world: World, turn: int, since: float, coming: int) -> int:
 
 @inner
 def _take_next(world: World, coming: int) -> int:
-    """Take the next turn from the heap of those that come; return how many are left."""
+    """Take the next turn from the heap of those that come; return its new size."""
     coming -= 1
     last, place = wide(world.problems[coming].coming), wide(0)
     while 2 * place + 1 < coming:

@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 
+from advisor.forecast.one_more_run import of_one_more_run
 from advisor.replay.result import Replayed
-from traces.schema.estimate import Estimate, Interval
+from traces.schema.estimate import Estimate
 from traces.schema.record import Record
-from traces.statistics import Z95
 
 DONE: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -58,21 +58,15 @@ def batch_run(
 
     def estimate(of: Callable[[Replayed], float], unit: str, most: float = math.inf) -> Estimate:
         value = float(np.mean([of(run) for run in usual]))
-        plain = Estimate(value=value, unit=unit, extrapolated=extrapolated)
-        if not speeds or value <= 0:
-            return plain
         ends = [float(np.mean([of(run) for run in side])) for side in speeds]
-        again = np.array([of(run) for run in fresh or usual])
-        half = Z95 * float(again.std(ddof=1)) / max(float(again.mean()), 1e-12)
-        low, high = (
-            value * math.exp(sign * math.hypot(math.log(max(end, 1e-12) / value), half))
-            for sign, end in ((-1, min(*ends, value)), (1, max(*ends, value)))
+        return of_one_more_run(
+            value,
+            unit,
+            draws=[of(run) for run in fresh or usual],
+            days=[end / value for end in ends] if value > 0 else [],
+            most=most,
+            extrapolated=extrapolated,
         )
-        reach = Interval(low=low, high=min(high, most))
-        return Estimate(
-            value=value, low=reach.low, high=reach.high, unit=unit, extrapolated=extrapolated,
-            of="fresh",
-        )  # fmt: skip
 
     return BatchRun(
         problems=problems,

@@ -13,8 +13,7 @@ import polars as pl
 import pytest
 from textual.widgets import Static
 
-from benchmarks.servers.vllm_server import ROOT, entry_point, free_port, running
-from profiler.plugin.shared_token import shared_token
+from benchmarks.servers.vllm_server import ROOT, entry_point, free_port, running, telling
 from tests.tui.pilot import press, settle, text_of
 from tests.tui.screens.live.test_live_screen import attach_to, on_live, wait_for
 from traces.live.watched import watched_engines
@@ -35,19 +34,17 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     entry_point(folder / "site")
     port, traces = free_port(), folder / "traces"
-    here = f"http://127.0.0.1:{port}"
+    spans, variables = telling(port)
     profiler = {"profiler": "torch", "torch_profiler_dir": str(traces), "ignore_frontend": True}
     drafts = {"method": "ngram", "num_speculative_tokens": 3}
     drafts |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
     with running(
         folder / "one",
-        *("--otlp-traces-endpoint", f"{here}/v1/traces"),
+        *spans,
         *("--profiler-config", json.dumps(profiler)),
         *("--speculative-config", json.dumps(drafts)),
         "--enable-logging-iteration-details",
-        TTSCOPE_PLUGIN=here,
-        OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",
-        OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{shared_token()}",
+        **variables,
         OTEL_BSP_SCHEDULE_DELAY="1000",
         NUMBA_NUM_THREADS="1",  # lookups in more threads end vLLM's worker
         PYTHONPATH=f"{ROOT}:{folder / 'site'}",
